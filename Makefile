@@ -1,0 +1,40 @@
+# `make` lists the targets. Everything is set up on first use in .venv and .cache.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo up test lint format bench protos clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install everything into .venv (runs by itself when needed)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11")'
+	@echo "==> Python packages into .venv (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e '.[dev]' 2> >(grep -v '^WARNING: ' >&2)
+	@touch $@
+
+test: $(READY) ## run every test
+	$(BIN)/pytest
+
+lint: $(READY) ## check style, types, imports and generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	deploy/check_protos.sh
+
+format: $(READY) ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+protos: $(READY) ## regenerate the code beside each .proto
+	deploy/protos.sh
+
+clean: ## remove everything that was installed or made
+	rm -rf .venv .cache out

@@ -1,0 +1,49 @@
+"""Errors survive the way over the wire."""
+
+import pytest
+from google.rpc import error_details_pb2
+
+from aiflow_sdk import errors, status
+
+ALL_CLASSES = [
+    cls
+    for cls in vars(errors).values()
+    if isinstance(cls, type) and issubclass(cls, errors.AiflowError)
+]
+
+
+@pytest.mark.parametrize("cls", ALL_CLASSES)
+def test_every_error_arrives_as_what_was_sent(cls: type[errors.AiflowError]) -> None:
+    sent = cls("what to do next", retry_after_s=1.5, metadata={"model": "detector"})
+    got = status.from_parts(code=sent.code, message=sent.message, trailers=status.to_trailers(sent))
+    assert (got.code, got.reason, got.message) == (sent.code, sent.reason, sent.message)
+    assert got.retry_after_s == 1.5
+    assert got.metadata == {"model": "detector"}
+    if cls is not errors.AiflowError:
+        assert isinstance(got, cls)
+
+
+def test_bad_input_names_the_fields() -> None:
+    sent = errors.BadInputError("two fields are wrong", violations={"title": "too long"})
+    details = status.to_status(sent).details
+    bad = error_details_pb2.BadRequest()
+    assert any(packed.Unpack(bad) for packed in details)
+    assert [(v.field, v.description) for v in bad.field_violations] == [("title", "too long")]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "cls"),
+    [
+        (
+            "RESOURCE_EXHAUSTED",
+            "Received message larger than max (9 vs. 4)",
+            errors.MessageTooLargeError,
+        ),
+        ("RESOURCE_EXHAUSTED", "out of memory", errors.RateLimitedError),
+        ("DATA_LOSS", "disk", errors.BackendError),
+    ],
+)
+def test_a_status_without_details_is_told_by_its_code(
+    code: str, message: str, cls: type[errors.AiflowError]
+) -> None:
+    assert type(status.from_parts(code=code, message=message, trailers=())) is cls
