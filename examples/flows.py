@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from aiflow.geometry.v1 import geometry_pb2, geometry_pb2_grpc
 from aiflow.imaging.v1 import imaging_pb2, imaging_pb2_grpc
-from aiflow_sdk import Client
+from aiflow_sdk import Client, InferResult, Reply
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Report = Callable[["Step"], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +32,37 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """What the detector found: box in pixels (left, top, right, bottom), label, score 0 to 1."""
+    """What the detector is surest of.
 
-    box: NDArray[np.float32]
+    Attributes:
+        box: where it is in the photo.
+        label: what it is, such as "cup".
+        image_size: width and height of the photo in pixels.
+    """
+
+    box: Box
     label: str
-    score: float
+    image_size: tuple[int, int]
 
 
 class NoProductFoundError(Exception):
-    pass
+    """Nothing in the photo looks like a product."""
 
 
-Report = Callable[[Step], None]
+def detect(client: Client, photo: bytes, *, report: Report) -> Product:
+    found = client.infer("detector", {"image": photo})
+    report(_step("find the product", found))
+    if found["count"].item() == 0:
+        raise NoProductFoundError(
+            "the detector found no product in this photo; use one where it is larger or clearer"
+        )
+    left, top, right, bottom = found["boxes"][0, 0].tolist()
+    width, height = found["image_size"][0].tolist()
+    return Product(
+        box=(left, top, right, bottom),
+        label=found["labels"][0, 0].decode(),
+        image_size=(width, height),
+    )
 
 
 def main_image(client: Client, photo: bytes, *, title: str, report: Report) -> bytes:
@@ -62,8 +82,8 @@ def main_image(client: Client, photo: bytes, *, title: str, report: Report) -> b
         AiflowError: a call failed.
     """
     product = detect(client, photo, report=report)
-    cut = client.infer("cutout", {"image": photo, "box": product.box[None]})
-    report(Step(name="cutout", served_by=cut.served_by, elapsed_ms=cut.elapsed_ms))
+    cut = client.infer("cutout", {"image": photo, "box": _tensor(product.box)})
+    report(_step("cut it out", cut))
     imaging = client.stub(imaging_pb2_grpc.ImagingServiceStub)
     composed = client.call(
         imaging.ComposeMainImage,
@@ -74,7 +94,7 @@ def main_image(client: Client, photo: bytes, *, title: str, report: Report) -> b
             format=imaging_pb2.IMAGE_FORMAT_JPEG,
         ),
     )
-    report(_step("compose main image", composed))
+    report(_step("compose the main image", composed))
     return composed.message.image.data
 
 
@@ -97,22 +117,24 @@ def dimensions(
         AiflowError: a call failed.
     """
     product = detect(client, photo, report=report)
-    label = product.label.encode()
-    cuboid = client.infer("cuboid", {"image": photo, "box": product.box[None], "label": label})
-    report(Step(name="cuboid", served_by=cuboid.served_by, elapsed_ms=cuboid.elapsed_ms))
-    left, top, right, bottom = product.box.tolist()
+    cuboid = client.infer(
+        "cuboid", {"image": photo, "box": _tensor(product.box), "label": product.label}
+    )
+    report(_step("find its 3D box", cuboid))
+    left, top, right, bottom = product.box
+    width, height = product.image_size
     geometry = client.stub(geometry_pb2_grpc.GeometryServiceStub)
     annotated = client.call(
         geometry.AnnotateDimensions,
         geometry_pb2.AnnotateDimensionsRequest(
-            image_width=product.image_width,
-            image_height=product.image_height,
+            image_width=width,
+            image_height=height,
             keypoints=[geometry_pb2.Point(x=x, y=y) for x, y in cuboid["keypoints"][0].tolist()],
             size=size,
             product=geometry_pb2.Rectangle(left=left, top=top, right=right, bottom=bottom),
         ),
     )
-    report(_step("dimension lines", annotated))
+    report(_step("draw dimension lines", annotated))
     imaging = client.stub(imaging_pb2_grpc.ImagingServiceStub)
     rendered = client.call(
         imaging.RenderOverlay,
@@ -123,5 +145,13 @@ def dimensions(
             min_long_side_px=1600,
         ),
     )
-    report(_step("render overlay", rendered))
+    report(_step("render them over the photo", rendered))
     return rendered.message.image.data, list(annotated.message.axes)
+
+
+def _tensor(box: Box) -> NDArray[np.float32]:
+    return np.array([box], np.float32)
+
+
+def _step(name: str, answer: InferResult | Reply[object]) -> Step:
+    return Step(name=name, served_by=answer.served_by, elapsed_ms=answer.elapsed_ms)
