@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_servers.runtime import address as addresses
+from aiflow_servers.runtime._worker import WorkerStartError
 from aiflow_servers.runtime.calls import Calls
 from aiflow_servers.runtime.metrics import Metrics
 from aiflow_servers.runtime.registration import Registration
@@ -184,7 +185,13 @@ async def _http(listen: str, metrics: Metrics, healths: _Healths) -> AsyncIterat
 
 @asynccontextmanager
 async def _started(workers: Workers) -> AsyncIterator[None]:
-    async with workers:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(workers)
+        except WorkerStartError as error:
+            _log.error("worker_start_failed", problem=str(error))
+            last_line = str(error).strip().rpartition("\n")[2]
+            raise StartError(f"the worker processes do not start: {last_line}") from error
         yield
 
 
