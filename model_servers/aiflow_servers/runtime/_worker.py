@@ -27,7 +27,11 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class WorkerDiedError(Exception):
-    """The process ended before it answered."""
+    """The process ended while it ran the job."""
+
+
+class NotStartedError(Exception):
+    """The process had ended before it took the job, which can safely go to another."""
 
 
 class WorkerStartError(Exception):
@@ -77,15 +81,19 @@ class Worker:
         if problem:
             raise WorkerStartError(problem)
 
-    @property
-    def alive(self) -> bool:
-        return self._process.is_alive()
-
     def call(self, payload: bytes) -> tuple[bool, Any]:
-        """Runs one pickled (function, args, kwargs): (True, result) or (False, exception)."""
+        """Runs one pickled (function, args, kwargs): (True, result) or (False, exception).
+
+        Raises:
+            NotStartedError, WorkerDiedError: the process is dead.
+        """
         self.jobs += 1
         try:
             self._connection.send_bytes(payload)
+            self._connection.recv_bytes()  # it has the job
+        except (EOFError, OSError) as error:
+            raise NotStartedError from error
+        try:
             answer = self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise WorkerDiedError(self._describe_end()) from error
@@ -129,7 +137,9 @@ def _main(connection: Connection, initialize: Callable[[], object] | None) -> No
     # The end of the pipe is the server's way to say goodbye.
     with contextlib.suppress(EOFError, OSError):
         while True:
-            connection.send_bytes(_answer(connection.recv_bytes()))
+            payload = connection.recv_bytes()
+            connection.send_bytes(b"")
+            connection.send_bytes(_answer(payload))
 
 
 def _answer(payload: bytes) -> bytes:

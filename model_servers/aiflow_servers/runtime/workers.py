@@ -149,12 +149,25 @@ class Workers:
             UnavailableError: the process died (reason WORKER_DIED), or the server is closing.
             Exception: whatever `function` raised; the worker's traceback is in its notes.
         """
-        worker = await self._take()
+        while True:
+            worker = await self._take()
+            try:
+                fine, value = await self._call(worker, function, args, kwargs)
+            except _worker.NotStartedError:
+                continue  # it had died idle; any other will do
+            if fine:
+                result: T = value
+                return result
+            raise value
+
+    async def _call(
+        self, worker: _worker.Worker, function: Callable[..., T], *arguments: Any
+    ) -> tuple[bool, Any]:
         loop = asyncio.get_running_loop()
         try:
             # In a thread, for the arguments may be large.
             payload = await loop.run_in_executor(
-                self._threads, pickle.dumps, (function, args, kwargs), pickle.HIGHEST_PROTOCOL
+                self._threads, pickle.dumps, (function, *arguments), pickle.HIGHEST_PROTOCOL
             )
         except BaseException:
             self._release(worker)
@@ -164,7 +177,7 @@ class Workers:
         self._calls.add(call)
         call.add_done_callback(self._called)
         try:
-            fine, value = await asyncio.shield(call)
+            outcome = await asyncio.shield(call)
         except asyncio.CancelledError:
             self._replace(worker, "cancelled", call)
             raise
@@ -176,27 +189,22 @@ class Workers:
                 retry_after_s=0.1,
             ) from error
         except BaseException:
-            self._replace(worker, "died", call)  # its answer cannot be understood
+            # Dead before it began, or its answer cannot be understood.
+            self._replace(worker, "died", call)
             raise
         self._mean_job_s += 0.1 * (time.monotonic() - started - self._mean_job_s)
         if self._recycle_after_jobs and worker.jobs >= self._recycle_after_jobs:
             self._replace(worker, "recycled", call)
         else:
             self._release(worker)
-        if not fine:
-            raise value
-        result: T = value
-        return result
+        return outcome
 
     async def _take(self) -> _worker.Worker:
         if self._closing.is_set():
             raise _closing()
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.alive:
-                self._observe_wait(0.0)
-                return worker
-            self._replace(worker, "died")
+        if self._idle:
+            self._observe_wait(0.0)
+            return self._idle.pop()
         if len(self._waiting) >= self.max_queue:
             drained_s = self._mean_job_s * len(self._waiting) / self.size
             raise errors.OverloadedError(
