@@ -25,6 +25,10 @@ from aiflow_sdk import errors
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
+# Starting a process collects the exit codes of all others; two threads that read the same code at
+# once would each get half of the truth.
+_exit_codes = threading.Lock()
+
 
 class WorkerDiedError(Exception):
     """The process ended while it ran the job."""
@@ -62,7 +66,8 @@ class Worker:
         self._process = ctx.Process(
             target=_main, args=(theirs, initialize), name="aiflow-worker", daemon=True
         )
-        self._process.start()
+        with _exit_codes:
+            self._process.start()
         theirs.close()  # so that the worker's death is the end of the pipe
         self.pid = self._process.pid or 0
         self.sentinel = self._process.sentinel  # readable when the process has ended
@@ -104,21 +109,25 @@ class Worker:
         """Ends the process now, whatever it is doing. Does not block."""
         self._process.kill()
 
-    def join(self) -> None:
-        """Waits until a killed process has ended, and frees what belongs to it."""
-        self._process.join()
+    def join(self) -> int:
+        """Waits until the process has ended; its exit code, as multiprocessing gives it."""
+        wait([self.sentinel])
+        with _exit_codes:
+            self._process.join()
+            return self._process.exitcode or 0
+
+    def close(self) -> None:
+        """Frees what belongs to a process that has been joined."""
         self._connection.close()
         self._process.close()
 
     def _describe_end(self) -> str:
-        self._process.join(1)
-        code = self._process.exitcode
-        if code is None:
+        if not wait([self.sentinel], timeout=1):
             return "its pipe closed"
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"{name}; the kernel does this when memory runs out" if code == -9 else name
-        return f"exit code {code}"
+        code = self.join()
+        if code == -signal.SIGKILL:
+            return "SIGKILL; the kernel does this when memory runs out"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _main(connection: Connection, initialize: Callable[[], object] | None) -> None:

@@ -293,6 +293,7 @@ class Workers:
     async def _end(self, worker: _worker.Worker) -> None:
         asyncio.get_running_loop().remove_reader(worker.sentinel)
         await asyncio.to_thread(worker.join)
+        worker.close()
         self._all.discard(worker)
 
     def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
