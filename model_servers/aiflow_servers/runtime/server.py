@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -157,11 +158,16 @@ def _bound(address: str, calls: Calls) -> tuple[grpc.aio.Server, int]:
             ("grpc.so_reuseport", 0),
         ],
     )
-    addresses.split(address)
+    host, port = addresses.split(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # gRPC says neither which error it met nor keeps its own line about it off stderr.
+        socket.create_server((host, port), family=family).close()
         return server, server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: it is taken, or not ours") from error
+    except (OSError, RuntimeError) as error:
+        raise StartError(
+            f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _advertised(bound: str, advertise: str | None, router: str) -> str:
@@ -179,7 +185,7 @@ async def _http(listen: str, metrics: Metrics, healths: _Healths) -> AsyncIterat
         try:
             bound = await stack.enter_async_context(pages)
         except OSError as error:
-            raise StartError(f"cannot listen on {listen} (HTTP): {error.strerror}") from error
+            raise StartError(f"cannot listen on {listen}: {error.strerror}") from error
         yield bound
 
 
