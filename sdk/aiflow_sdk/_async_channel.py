@@ -146,10 +146,7 @@ class _StreamMethod(_Method):
         **options: Options,
     ) -> _StreamCall:
         plan = new_plan(self._settings, self._method, timeout_s=timeout, metadata=metadata or ())
-        call = self._callable()(
-            requests, timeout=plan.remaining_s(), metadata=plan.metadata, **options
-        )
-        return _StreamCall(plan, call)
+        return _StreamCall(plan, plan.send(self._callable(), requests, options))
 
 
 class _UnaryCall:
@@ -221,30 +218,40 @@ class _StreamCall:
                 yield message
         except grpc.RpcError as error:
             raise self.plan.error(error) from error
+        except asyncio.CancelledError as error:
+            raise _cancelled(self.plan, error) from None
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
             return (yield from self._call.__await__())
         except grpc.RpcError as error:
             raise self.plan.error(error) from error
+        except asyncio.CancelledError as error:
+            raise _cancelled(self.plan, error) from None
 
     async def read(self) -> Any:
         try:
             return await self._call.read()
         except grpc.RpcError as error:
             raise self.plan.error(error) from error
+        except asyncio.CancelledError as error:
+            raise _cancelled(self.plan, error) from None
 
     async def write(self, request: Any) -> None:
         try:
             await self._call.write(request)
         except grpc.RpcError as error:
             raise self.plan.error(error) from error
+        except asyncio.CancelledError as error:
+            raise _cancelled(self.plan, error) from None
 
     async def done_writing(self) -> None:
         try:
             await self._call.done_writing()
         except grpc.RpcError as error:
             raise self.plan.error(error) from error
+        except asyncio.CancelledError as error:
+            raise _cancelled(self.plan, error) from None
 
 
 async def _carry_out(plan: Plan, made: Any, request: Any, options: Options) -> tuple[Any, Any, int]:
@@ -254,18 +261,28 @@ async def _carry_out(plan: Plan, made: Any, request: Any, options: Options) -> t
     async def attempt() -> tuple[Any, Any]:
         nonlocal attempts
         attempts += 1
-        call = made(request, timeout=plan.remaining_s(), metadata=plan.metadata, **options)
+        call = plan.send(made, request, options)
         try:
             return await call, call  # cancelling this await cancels the call
         except grpc.RpcError as error:
             raise plan.error(error) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled the caller: the client was closed under its call.
-            raise CallCancelledError(
-                "the client was closed while the call was under way", request_id=plan.request_id
-            ) from None
+        except asyncio.CancelledError as error:
+            raise _cancelled(plan, error) from None
 
     return *await plan.async_retrying()(attempt), attempts
+
+
+def _cancelled(plan: Plan, error: asyncio.CancelledError) -> BaseException:
+    """`error` where the caller's task is cancelled, else what it was: only the call ended.
+
+    grpc says CancelledError too when the client is closed or the requests cannot be read, and a
+    task that nobody cancelled must not see one.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        return error
+    return CallCancelledError(
+        "the call was cancelled here: the client was closed, the call's cancel() was used, or "
+        "reading its requests failed",
+        request_id=plan.request_id,
+    )

@@ -91,6 +91,16 @@ class Plan:
         error.request_id = error.request_id or self.request_id
         return error
 
+    def send(self, begin: Callable[..., Any], requests: Any, options: Mapping[str, Any]) -> Any:
+        """Starts an attempt: `begin` is a multi-callable of either gRPC API."""
+        timeout_s = self.remaining_s()
+        try:
+            return begin(requests, timeout=timeout_s, metadata=self.metadata, **options)
+        except (ValueError, grpc.aio.UsageError) as error:
+            if "closed" in str(error).lower():
+                raise CallCancelledError("the client is closed") from None
+            raise BadInputError(f"gRPC refuses the call: {error}") from error
+
     def reply(self, message: T, *, metadata: Iterable[Pair], attempts: int) -> Reply[T]:
         """Args: metadata: initial and trailing metadata of the attempt that succeeded."""
         found = {key: value for key, value in metadata if isinstance(value, str)}

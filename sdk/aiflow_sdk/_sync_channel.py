@@ -112,7 +112,8 @@ class UnaryMethod(_Method):
         **options: Options,
     ) -> Any:
         """Starts the call, once: a future has no thread in which to wait and repeat."""
-        return _start(self._plan(timeout, metadata), self._made.future, request, options)
+        plan = self._plan(timeout, metadata)
+        return _StartedCall(plan, plan.send(self._made.future, request, options))
 
     def reply(
         self,
@@ -169,7 +170,7 @@ class _UploadMethod(_Method):
         **options: Options,
     ) -> Any:
         plan = self._plan(timeout, metadata)
-        return _start(plan, self._made.future, request_iterator, options)
+        return _StartedCall(plan, plan.send(self._made.future, request_iterator, options))
 
 
 class _StreamMethod(_Method):
@@ -182,7 +183,8 @@ class _StreamMethod(_Method):
         metadata: Iterable[Pair] | None = None,
         **options: Options,
     ) -> Any:
-        return _start(self._plan(timeout, metadata), self._made, requests, options)
+        plan = self._plan(timeout, metadata)
+        return _StartedCall(plan, plan.send(self._made, requests, options))
 
 
 class _StartedCall:
@@ -226,13 +228,6 @@ class _StartedCall:
         return self.plan.error(failed) if isinstance(failed, grpc.RpcError) else failed
 
 
-def _start(plan: Plan, begin: Callable[..., Any], requests: Any, options: Options) -> _StartedCall:
-    return _StartedCall(
-        plan,
-        begin(requests, timeout=plan.remaining_s(), metadata=plan.metadata, **options),
-    )
-
-
 def _carry_out(plan: Plan, made: Any, request: Any, options: Options) -> tuple[Any, grpc.Call, int]:
     """The answer, its call, and how many attempts it took."""
     attempts = 0
@@ -240,7 +235,7 @@ def _carry_out(plan: Plan, made: Any, request: Any, options: Options) -> tuple[A
     def attempt() -> tuple[Any, grpc.Call]:
         nonlocal attempts
         attempts += 1
-        call = made.future(request, timeout=plan.remaining_s(), metadata=plan.metadata, **options)
+        call = plan.send(made.future, request, options)
         try:
             return call.result(), call
         except grpc.RpcError as error:
