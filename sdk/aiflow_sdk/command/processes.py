@@ -27,6 +27,7 @@ from typing import Any, Self
 _TIED = str(Path(__file__).with_name("tied.py"))
 _LINE_LIMIT = 1024 * 1024
 _LAST_WORDS_S = 2.0
+_LOOK_S = 0.05
 
 Say = Callable[[str, str], None]
 """Takes a part's name and a line it wrote, or a line about it."""
@@ -196,7 +197,9 @@ class Supervisor:
             asyncio.create_task(_read(process.stderr, lambda line: take(line, may_be_ready=False))),
         ]
         try:
-            code = await process.wait()
+            # Not `process.wait()`: it also waits for the pipes, which grandchildren hold open.
+            while process.returncode is None:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(_LOOK_S)
         finally:
             # What the part itself started goes too; it would also hold the pipes open.
             _kill_group(process.pid)
@@ -205,7 +208,7 @@ class Supervisor:
         _, late = await asyncio.wait(readers, timeout=_LAST_WORDS_S)
         for reader in late:
             reader.cancel()
-        return code, tail[-1] if tail else ""
+        return process.returncode, tail[-1] if tail else ""
 
     async def _stop(self) -> None:
         self._stopping.set()
