@@ -78,6 +78,7 @@ def mesh(
         if triton:
             ready_s = triton_ready_s
             parts.insert(0, aiflow_part("triton", ["triton"], environment, ready_s=ready_s))
+        say("up", f"starting {', '.join(part.name for part in parts) or 'nothing else'}")
         told = supervisor.start(parts)
         for name, ready in told.items():
             say(name, f"ready: {ready.get('grpc', '')}")

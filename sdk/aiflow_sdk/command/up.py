@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -104,7 +105,26 @@ class _Voice:
     def __call__(self, part: str, line: str) -> None:
         colour = self._colours.setdefault(part, _COLOURS[len(self._colours) % len(_COLOURS)])
         prefix = click.style(f"{time.monotonic() - self._started_s:6.1f} {part:>9} |", fg=colour)
-        click.echo(f"{prefix} {line}", err=True)
+        click.echo(f"{prefix} {_readable(line)}", err=True)
+
+
+def _readable(line: str) -> str:
+    """A JSON log line as a person reads it; any other line as it is."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    if not (isinstance(entry, dict) and "event" in entry):
+        return line
+    event, level = entry.pop("event"), str(entry.pop("level", "info"))
+    entry.pop("timestamp", None)
+    exception = entry.pop("exception", None)
+    facts = " ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in entry.items()
+    )
+    shown = f"{event} {facts}".rstrip() + (f"\n{exception}" if exception else "")
+    return shown if level in ("info", "debug") else f"{level.upper()} {shown}"
 
 
 def _welcome(running: Mesh) -> str:
