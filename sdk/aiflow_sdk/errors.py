@@ -35,10 +35,11 @@ class AiflowError(Exception):
         code: name of the gRPC status code, such as "UNAVAILABLE".
         reason: stable UPPER_SNAKE name of the cause, such as "NO_ENDPOINT".
         message: what happened and what to do next, for a person.
-        retry_after_s: seconds after which a repetition may succeed; None where it would not.
+        retry_after_s: seconds after which a repetition may succeed; negative where repeating
+            is forbidden (push-back); None where nothing is known.
         violations: for bad input, what is wrong by field.
         metadata: further facts by name, such as the model asked for.
-        request_id: the router's id of the call; empty where the router was not reached.
+        request_id: the call's id, as the logs of the router and the servers have it.
     """
 
     default_code: ClassVar[str] = "UNKNOWN"

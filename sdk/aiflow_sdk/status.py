@@ -7,11 +7,13 @@ languages read the same details with their own gRPC library.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from aiflow_sdk import errors
@@ -19,6 +21,8 @@ from aiflow_sdk import errors
 DOMAIN = "aiflow"
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+NEVER_S = -1.0  # `retry_after_s` of a call that must not be repeated
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -51,6 +55,8 @@ _CLASS_BY_CODE: dict[str, type[errors.AiflowError]] = {
     "CANCELLED": errors.CallCancelledError,
 }
 
+_DIGITS = re.compile(r"[0-9]{1,10}")
+
 # gRPC's own words for a message over the limit, on either side; it sends no details with them.
 _TOO_LARGE = re.compile(r"(sent|received) message larger than max", re.IGNORECASE)
 
@@ -71,7 +77,7 @@ def to_status(error: errors.AiflowError) -> status_pb2.Status:
         for field, description in error.violations.items():
             bad.field_violations.add(field=field, description=description)
         status.details.append(_packed(bad))
-    if error.retry_after_s is not None:
+    if error.retry_after_s is not None and error.retry_after_s >= 0:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
@@ -81,9 +87,12 @@ def to_status(error: errors.AiflowError) -> status_pb2.Status:
 def to_trailers(error: errors.AiflowError) -> Metadata:
     """Trailing metadata that says `error`: the details, and push-back that gRPC clients obey."""
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, to_status(error).SerializeToString())]
-    if error.retry_after_s is not None:
-        trailers.append(("retry-after", str(max(1, round(error.retry_after_s)))))
-        trailers.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
+    if error.retry_after_s is None:
+        return trailers
+    if error.retry_after_s < 0:
+        return [*trailers, (PUSHBACK_KEY, "-1")]
+    trailers.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
+    trailers.append((PUSHBACK_KEY, str(round(error.retry_after_s * 1000))))
     return trailers
 
 
@@ -103,7 +112,7 @@ def from_parts(
     violations: dict[str, str] = {}
     details = found.get(DETAILS_KEY)
     if isinstance(details, bytes):
-        for packed in status_pb2.Status.FromString(details).details:
+        for packed in _unpacked(details):
             info = error_details_pb2.ErrorInfo()
             bad = error_details_pb2.BadRequest()
             retry = error_details_pb2.RetryInfo()
@@ -113,9 +122,10 @@ def from_parts(
                 violations = {v.field: v.description for v in bad.field_violations}
             elif packed.Unpack(retry):
                 retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-    pushback = found.get("grpc-retry-pushback-ms")
-    if retry_after_s is None and isinstance(pushback, str) and pushback.isdigit():
-        retry_after_s = int(pushback) / 1000
+    pushback = found.get(PUSHBACK_KEY)
+    if isinstance(pushback, str):
+        # As gRFC A6 says: negative, or not a number, means never.
+        retry_after_s = int(pushback) / 1000 if _DIGITS.fullmatch(pushback) else NEVER_S
     if not reason and code == "RESOURCE_EXHAUSTED" and _TOO_LARGE.search(message):
         reason = errors.MessageTooLargeError.default_reason
     cls = _CLASS_BY_REASON.get(reason) or _CLASS_BY_CODE.get(code, errors.BackendError)
@@ -140,6 +150,13 @@ def from_rpc_error(error: grpc.RpcError) -> errors.AiflowError:
         message=error.details() or "",
         trailers=[(key, value) for key, value in error.trailing_metadata() or ()],
     )
+
+
+def _unpacked(details: bytes) -> Sequence[any_pb2.Any]:
+    try:
+        return list(status_pb2.Status.FromString(details).details)
+    except DecodeError:
+        return ()  # a foreign server's trailer; code and message still say what happened
 
 
 def _packed(

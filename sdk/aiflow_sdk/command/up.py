@@ -1,0 +1,151 @@
+"""`aiflow up`: the whole mesh on this machine until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from aiflow_sdk.command.mesh import SERVERS, Mesh, mesh
+from aiflow_sdk.command.processes import StartError, Supervisor
+
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
+
+
+class _StoppedError(BaseException):
+    """SIGINT, SIGTERM or SIGHUP, raised where the main thread is."""
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The router's configuration; by default aiflow.yaml where there is one.",
+)
+@click.option("--grpc", metavar="HOST:PORT", help="The router's gRPC address; port 0: a free one.")
+@click.option("--http", metavar="HOST:PORT", help="Its address for health and metrics.")
+@click.option(
+    "--without", multiple=True, metavar="NAME", help="Leave out triton, imaging or geometry."
+)
+@click.option("--server", multiple=True, metavar="NAME", help="A further server to `serve`.")
+def up(
+    *,
+    config: Path | None,
+    grpc: str | None,
+    http: str | None,
+    without: tuple[str, ...],
+    server: tuple[str, ...],
+) -> None:
+    """Start router, Triton and CPU servers on this machine and serve until Ctrl-C.
+
+    A part that crashes is started again. Ctrl-C stops all of them in order, a second one at once.
+    """
+    names = tuple(dict.fromkeys((*SERVERS, *server)))
+    for name in without:
+        if name not in ("triton", *names):
+            raise click.UsageError(f"--without {name}: there are triton, {', '.join(names)}")
+    stop = _Signals()
+    ready = False
+    try:
+        with mesh(
+            say=_Voice(),
+            config=config,
+            grpc=grpc,
+            http=http,
+            servers=[name for name in names if name not in without],
+            triton="triton" not in without,
+            started=stop.watch,
+        ) as running:
+            ready = True
+            click.echo(_welcome(running))
+            threading.Event().wait()
+    except StartError as error:
+        raise click.ClickException(str(error)) from error
+    except _StoppedError:
+        click.echo("stopped", err=True)
+        sys.exit(0 if ready else 130)
+
+
+class _Signals:
+    """The first signal unwinds to the end of the mesh; the next one kills every part."""
+
+    def __init__(self) -> None:
+        self._supervisor: Supervisor | None = None
+        self._signals = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._handle)
+
+    def watch(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            click.echo("stopping; once more to stop at once", err=True)
+            raise _StoppedError
+        if self._supervisor is not None:
+            self._supervisor.kill()
+        os._exit(128 + number)
+
+
+class _Voice:
+    """Writes each part's lines to stderr behind its name, in its colour."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+        self._colours: dict[str, str] = {}
+
+    def __call__(self, part: str, line: str) -> None:
+        colour = self._colours.setdefault(part, _COLOURS[len(self._colours) % len(_COLOURS)])
+        prefix = click.style(f"{time.monotonic() - self._started_s:6.1f} {part:>9} |", fg=colour)
+        click.echo(f"{prefix} {_readable(line)}", err=True)
+
+
+def _readable(line: str) -> str:
+    """A JSON log line as a person reads it; any other line as it is."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    if not (isinstance(entry, dict) and "event" in entry):
+        return line
+    event, level = entry.pop("event"), str(entry.pop("level", "info"))
+    entry.pop("timestamp", None)
+    exception = entry.pop("exception", None)
+    facts = " ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in entry.items()
+    )
+    shown = f"{event} {facts}".rstrip() + (f"\n{exception}" if exception else "")
+    return shown if level in ("info", "debug") else f"{level.upper()} {shown}"
+
+
+def _welcome(running: Mesh) -> str:
+    if running.models:
+        first = f"aiflow infer {running.models[0]} --input image=@photo.jpg"
+    else:
+        first = "aiflow status"
+    if running.router != "127.0.0.1:7600":
+        first += f" --router {running.router}"
+    return "\n".join(
+        (
+            "",
+            "AIFlow is up.",
+            f"  gRPC      {running.router}",
+            f"  HTTP      http://{running.http}/readyz  /healthz  /metrics",
+            f"  models    {', '.join(running.models) or 'none'}",
+            f"  services  {', '.join(running.services) or 'none'}",
+            "",
+            "A first call to try, in another terminal:",
+            f"  {first}",
+            "",
+            "Ctrl-C stops everything.",
+        )
+    )
