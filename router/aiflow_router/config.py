@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
@@ -71,7 +72,11 @@ def _first_twice(items: list[Any]) -> Any:
     return None
 
 
-Duration = Annotated[float, BeforeValidator(_seconds)]
+Duration = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    PlainSerializer(lambda value: f"{value:g}s", when_used="json"),
+]
 Timeout = Annotated[Duration, AfterValidator(_positive)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -273,7 +278,7 @@ def _problem(root: yaml.Node, error: Any) -> tuple[yaml.Mark, str]:
         hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
         return (
             mark,
-            f"unknown key `{where}`: this version of the router has no such setting; {hint}",
+            f"unknown key `{where}`: this version has no such setting; {hint}",
         )
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "literal_error":

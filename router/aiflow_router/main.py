@@ -30,8 +30,6 @@ from aiflow_router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
-OWN_SERVICES = frozenset({oip.SERVICE, registry.SERVICE, health.SERVICE, *reflection.SERVICES})
-
 _DEFAULT_POLICY = Policy(timeout_s=15.0, attempts=2, balance="least_request")
 
 
@@ -109,7 +107,7 @@ async def serving(
         access=access,
         limit_bytes=limit_bytes,
     )
-    healths = health.Health(table=table, own_services=OWN_SERVICES)
+    healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads)
     metrics.watch(census)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
@@ -126,8 +124,8 @@ async def serving(
             front,
             {
                 **oip.handlers(front),
-                **registry.handlers(front, catalog=catalog, loads=loads, own_services=OWN_SERVICES),
-                **reflection.handlers(front, own_services=OWN_SERVICES),
+                **registry.handlers(front, catalog=catalog, loads=loads),
+                **reflection.handlers(front),
             },
             elsewhere=frozenset({health.SERVICE}),
         )

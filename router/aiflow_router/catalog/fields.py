@@ -10,6 +10,17 @@ from aiflow_router.catalog.endpoint import Protocol
 MAX_NAMES = 10_000
 MAX_WEIGHT = 1000
 
+# What the router answers itself under the same names, so no endpoint can take it over.
+OWN_SERVICES = frozenset(
+    {
+        "aiflow.registry.v1.RegistryService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    }
+)
+
 _BACKEND = re.compile(r"[a-zA-Z0-9._-]{1,128}")
 # Names travel in metadata and logs, so they are printable ASCII without spaces.
 _MODEL = re.compile(r"[!-~]{1,256}")
@@ -36,13 +47,8 @@ def violations(  # noqa: C901 - one flat line a rule
     models: Sequence[str],
     services: Sequence[str],
     weight: int,
-    own_services: frozenset[str] = frozenset(),
 ) -> Mapping[str, str]:
-    """What is wrong with an endpoint, by field.
-
-    A weight of 0 means 1. `own_services` are those that the router answers itself and that no
-    endpoint can take over.
-    """
+    """What is wrong with an endpoint, by field; a weight of 0 means 1."""
     wrong: dict[str, str] = {}
     if not _BACKEND.fullmatch(backend):
         wrong["backend"] = "must be 1 to 128 characters of [a-zA-Z0-9._-]"
@@ -63,7 +69,7 @@ def violations(  # noqa: C901 - one flat line a rule
         for name in names:
             if len(name) > 256 or not pattern.fullmatch(name):
                 wrong[field] = f'"{name[:64]}" is not a name of 1 to 256 printable characters'
-            elif name in own_services:
+            elif name in OWN_SERVICES:
                 wrong[field] = f'"{name}" is answered by the router itself'
     if not 0 <= weight <= MAX_WEIGHT:
         wrong["weight"] = f"must be 1 to {MAX_WEIGHT}, or 0 for 1"

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.catalog.snapshot import Snapshot
 from aiflow_router.routing.table import Table
 from aiflow_sdk import errors, status
@@ -24,9 +25,8 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    def __init__(self, *, table: Table, own_services: frozenset[str]) -> None:
+    def __init__(self, *, table: Table) -> None:
         self._table = table
-        self._own = own_services | {""}
         self._snapshot = Snapshot()
         self._draining = False
         self._changed = asyncio.Event()
@@ -41,7 +41,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._wake()
 
     def status(self, name: str) -> int:
-        if name in self._own:
+        if not name or name in OWN_SERVICES:
             return _NOT_SERVING if self._draining else _SERVING
         if self._snapshot.models.get(name) or self._snapshot.services.get(name):
             return _NOT_SERVING if self._draining else _SERVING

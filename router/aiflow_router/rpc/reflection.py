@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
+from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.routing.table import Plan
@@ -34,10 +35,10 @@ Response = reflection_pb2.ServerReflectionResponse
 
 
 def handlers(
-    front: Front, *, own_services: frozenset[str]
+    front: Front,
 ) -> Mapping[str, grpc.RpcMethodHandler[bytes, bytes]]:
     """The handlers by full method."""
-    reflection = _Reflection(front, own_services=own_services)
+    reflection = _Reflection(front)
     return {
         method: front.stream(method, reflection.info, label=method[1:].partition("/")[0])
         for method in _METHODS
@@ -45,10 +46,9 @@ def handlers(
 
 
 class _Reflection:
-    def __init__(self, front: Front, *, own_services: frozenset[str]) -> None:
+    def __init__(self, front: Front) -> None:
         self._front = front
-        self._own_services = own_services
-        self._own = reflection_aio.ReflectionServicer(sorted(own_services))
+        self._own = reflection_aio.ReflectionServicer(sorted(OWN_SERVICES))
 
     async def info(self, visit: Visit, context: Context) -> Iterable[Pair]:
         while (raw := await context.read()) is not grpc.aio.EOF:
@@ -80,7 +80,7 @@ class _Reflection:
     def _list(
         self, request: reflection_pb2.ServerReflectionRequest
     ) -> reflection_pb2.ServerReflectionResponse:
-        names = self._own_services | self._front.table.services()
+        names = OWN_SERVICES | self._front.table.services()
         return Response(
             original_request=request,
             list_services_response=reflection_pb2.ListServiceResponse(

@@ -37,14 +37,13 @@ M = TypeVar("M", bound=Message)
 
 
 def handlers(
-    front: Front, *, catalog: Catalog, loads: Loads, own_services: frozenset[str]
+    front: Front, *, catalog: Catalog, loads: Loads
 ) -> Mapping[str, grpc.RpcMethodHandler[bytes, bytes]]:
     """The handlers by full method."""
     registry = _Registry(
         catalog=catalog,
         loads=loads,
         census=Census(catalog=catalog, loads=loads),
-        own_services=own_services,
     )
 
     def handler(name: str, work: Unary, *, register: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -90,18 +89,15 @@ def _typed(kind: type[M], work: Callable[[M], Message]) -> Unary:
 
 
 class _Registry:
-    def __init__(
-        self, *, catalog: Catalog, loads: Loads, census: Census, own_services: frozenset[str]
-    ) -> None:
+    def __init__(self, *, catalog: Catalog, loads: Loads, census: Census) -> None:
         self._catalog = catalog
         self._loads = loads
         self._census = census
-        self._own_services = own_services
 
     def register(self, request: registry_pb2.RegisterRequest) -> registry_pb2.RegisterResponse:
         ttl_ms = request.ttl_ms or DEFAULT_TTL_MS
         lease = self._catalog.register(
-            _endpoint(request, ttl_ms=ttl_ms, own_services=self._own_services),
+            _endpoint(request, ttl_ms=ttl_ms),
             ttl_s=ttl_ms / 1000,
         )
         return registry_pb2.RegisterResponse(lease_id=lease.id, ttl_ms=ttl_ms)
@@ -153,9 +149,7 @@ class _Registry:
         return answer
 
 
-def _endpoint(
-    request: registry_pb2.RegisterRequest, *, ttl_ms: int, own_services: frozenset[str]
-) -> Endpoint:
+def _endpoint(request: registry_pb2.RegisterRequest, *, ttl_ms: int) -> Endpoint:
     """Raises BadInputError that names each field that is wrong."""
     asked = request.endpoint
     found = violations(
@@ -165,7 +159,6 @@ def _endpoint(
         models=asked.models,
         services=asked.services,
         weight=asked.weight,
-        own_services=own_services,
     )
     wrong = {f"endpoint.{field}": why for field, why in found.items()}
     if len(asked.zone) > 128:
