@@ -1,0 +1,1 @@
+"""Which of the endpoints that can answer a call gets it."""

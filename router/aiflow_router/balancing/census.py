@@ -1,0 +1,47 @@
+"""What exists now, counted for metrics and for `/readyz`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from aiflow_router.balancing.load import Loads
+from aiflow_router.catalog.catalog import Catalog
+from aiflow_router.catalog.endpoint import Endpoint, State
+
+
+class Census:
+    def __init__(self, *, catalog: Catalog, loads: Loads) -> None:
+        self._catalog = catalog
+        self._loads = loads
+
+    def state(self, endpoint: Endpoint) -> State:
+        """The endpoint's own state, or UNREACHABLE where the router failed to connect lately."""
+        state = self._catalog.snapshot.entries[endpoint.key].state
+        if state is State.READY and self._loads.unreachable(endpoint):
+            return State.UNREACHABLE
+        return state
+
+    def inflight(self) -> Mapping[str, int]:
+        found: Counter[str] = Counter()
+        for entry in self._catalog.snapshot.entries.values():
+            found[entry.endpoint.backend] += self._loads[entry.endpoint].inflight
+        return found
+
+    def endpoints(self) -> Mapping[tuple[str, str], int]:
+        return Counter(
+            (entry.endpoint.backend, self.state(entry.endpoint).name.lower())
+            for entry in self._catalog.snapshot.entries.values()
+        )
+
+    def age_s(self) -> float:
+        return self._catalog.age_s()
+
+    def served(self) -> dict[str, object]:
+        """Models and services that can be called, and the number of endpoints."""
+        snapshot = self._catalog.snapshot
+        return {
+            "models": sorted(name for name, ready in snapshot.models.items() if ready),
+            "services": sorted(name for name, ready in snapshot.services.items() if ready),
+            "endpoints": len(snapshot.entries),
+        }

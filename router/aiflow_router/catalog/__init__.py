@@ -1,0 +1,1 @@
+"""Which endpoints exist and what they serve: leases, and the immutable snapshot made of them."""

@@ -1,0 +1,76 @@
+"""What a field of an endpoint may hold, one rule for the registry and for aiflow.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from aiflow_router.catalog.endpoint import Protocol
+
+MAX_NAMES = 10_000
+MAX_WEIGHT = 1000
+
+# What the router answers itself under the same names, so no endpoint can take it over.
+OWN_SERVICES = frozenset(
+    {
+        "aiflow.registry.v1.RegistryService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    }
+)
+
+_BACKEND = re.compile(r"[a-zA-Z0-9._-]{1,128}")
+# Names travel in metadata and logs, so they are printable ASCII without spaces.
+_MODEL = re.compile(r"[!-~]{1,256}")
+_SERVICE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+
+
+def address_problem(address: str, *, lowest_port: int = 1) -> str:
+    """What is wrong with a "host:port"; empty when nothing is."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        return f'"{address[:128]}" is not "host:port" or "[v6]:port"'
+    port = int(match["port"])
+    if not lowest_port <= port <= 65535:
+        return f"port {port} is not within {lowest_port} to 65535"
+    return ""
+
+
+def violations(  # noqa: C901 - one flat line a rule
+    *,
+    backend: str,
+    address: str,
+    protocol: int,
+    models: Sequence[str],
+    services: Sequence[str],
+    weight: int,
+) -> Mapping[str, str]:
+    """What is wrong with an endpoint, by field; a weight of 0 means 1."""
+    wrong: dict[str, str] = {}
+    if not _BACKEND.fullmatch(backend):
+        wrong["backend"] = "must be 1 to 128 characters of [a-zA-Z0-9._-]"
+    if problem := address_problem(address):
+        wrong["address"] = problem
+    if protocol not in (Protocol.OIP, Protocol.GRPC):
+        wrong["protocol"] = "must be OIP or GRPC"
+    if protocol == Protocol.OIP and not models:
+        wrong["models"] = "an OIP endpoint serves at least one model"
+    if protocol == Protocol.GRPC and not services:
+        wrong["services"] = "a GRPC endpoint serves at least one service"
+    if protocol == Protocol.GRPC and models:
+        wrong["models"] = "models are served by OIP endpoints only"
+    for field, names, pattern in (("models", models, _MODEL), ("services", services, _SERVICE)):
+        if len(names) > MAX_NAMES:
+            wrong[field] = f"has {len(names)} names, at most {MAX_NAMES} are allowed"
+            continue
+        for name in names:
+            if len(name) > 256 or not pattern.fullmatch(name):
+                wrong[field] = f'"{name[:64]}" is not a name of 1 to 256 printable characters'
+            elif name in OWN_SERVICES:
+                wrong[field] = f'"{name}" is answered by the router itself'
+    if not 0 <= weight <= MAX_WEIGHT:
+        wrong["weight"] = f"must be 1 to {MAX_WEIGHT}, or 0 for 1"
+    return wrong

@@ -1,0 +1,131 @@
+"""`aiflow router` and `aiflow check`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from aiflow_router.config import Config
+
+_FORCED_EXIT = 130
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="AIFLOW_CONFIG",
+    show_envvar=True,
+    help="Configuration. Default: ./aiflow.yaml where there is one.",
+)
+@click.option(
+    "--grpc",
+    "grpc_address",
+    metavar="HOST:PORT",
+    envvar="AIFLOW_LISTEN_GRPC",
+    show_envvar=True,
+    help="Address for calls. Default: listen.grpc, else 127.0.0.1:7600. Port 0 takes any free one.",
+)
+@click.option(
+    "--http",
+    "http_address",
+    metavar="HOST:PORT",
+    envvar="AIFLOW_LISTEN_HTTP",
+    show_envvar=True,
+    help="Address for /healthz, /readyz and /metrics. Default: listen.http, else 127.0.0.1:7601.",
+)
+def router(config_file: Path | None, grpc_address: str | None, http_address: str | None) -> None:
+    """Run the router until SIGTERM or Ctrl-C.
+
+    It takes calls for every registered model and service at one address. When it listens it prints
+    one JSON line with the real addresses; logs go to stderr. The first signal lets calls in flight
+    finish (listen.drain_grace, listen.drain_timeout), a second one exits at once.
+
+    \b
+    Example:
+      aiflow router --grpc 0.0.0.0:7600 --config aiflow.yaml
+    """  # noqa: D301 - click's mark for lines that are kept as they are
+    from aiflow_sdk import logs  # noqa: PLC0415 - `--help` stays fast
+
+    logs.configure()
+    config = _configured(config_file, grpc_address=grpc_address, http_address=http_address)
+    problem = asyncio.run(_run(config))
+    if problem:
+        raise click.ClickException(problem)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="aiflow.yaml")
+def check(file: Path) -> None:
+    """Check FILE (default: aiflow.yaml) and print what it means, secrets left out.
+
+    Exits 1 and prints every problem with file, line and column when something is wrong.
+    """
+    from aiflow_router import config as configs  # noqa: PLC0415 - `--help` stays fast
+
+    try:
+        config = configs.load(file)
+    except configs.ConfigError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        sys.exit(1)
+    click.echo(configs.printed(config))
+
+
+def _configured(
+    config_file: Path | None, *, grpc_address: str | None, http_address: str | None
+) -> Config:
+    """The file with the flags on top."""
+    from aiflow_router import config as configs  # noqa: PLC0415 - `--help` stays fast
+
+    if config_file is None and Path(configs.DEFAULT_FILE).is_file():
+        config_file = Path(configs.DEFAULT_FILE)
+    given = {
+        name: value
+        for name, value in (("grpc", grpc_address), ("http", http_address))
+        if value is not None
+    }
+    try:
+        config = configs.Config() if config_file is None else configs.load(config_file)
+        return configs.with_listen(config, given)
+    except configs.ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+
+async def _run(config: Config) -> str:
+    """Serves until a signal; what was wrong, or empty."""
+    import structlog  # noqa: PLC0415 - `--help` stays fast
+
+    from aiflow_router import config as configs  # noqa: PLC0415 - as above
+    from aiflow_router.main import AddressInUseError, serving  # noqa: PLC0415 - as above
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(_FORCED_EXIT)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    structlog.get_logger(__name__).info("configured", config=configs.plain(config))
+    try:
+        async with serving(config) as running:
+            addresses = {"grpc": running.grpc_address, "http": running.http_address}
+            print(json.dumps({"event": "listening", **addresses}), flush=True)  # noqa: T201 - read by whoever started us
+            await stop.wait()
+            await running.drain()
+    except AddressInUseError as error:
+        # Told here, while the loop runs that the half-started server needs for its end.
+        return str(error)
+    return ""

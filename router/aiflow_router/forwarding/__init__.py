@@ -1,0 +1,1 @@
+"""Sending a call to an endpoint and its answer back, as bytes."""

@@ -1,0 +1,103 @@
+"""What a failed attempt means: the backend's own status, or something the router has to explain.
+
+A backend's own status passes through unchanged. A status that the router's own gRPC library made
+up, because the connection broke or a limit of the router was hit, is turned into an error that says
+so: without that a caller could not tell the two apart.
+"""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from aiflow_router.forwarding.call import Call
+from aiflow_sdk import errors, status
+
+# The loop's timers and the transport's deadline are rounded differently.
+_CLOCK_SLACK_S = 0.005
+
+
+def has_details(failure: grpc.aio.AioRpcError) -> bool:
+    return any(name == status.DETAILS_KEY for name, _ in failure.trailing_metadata() or ())
+
+
+def forbids_retry(failure: grpc.aio.AioRpcError) -> bool:
+    """Whether the backend pushes back.
+
+    A delay it asks for is the caller's to wait, so it forbids an immediate retry just as a
+    negative one does.
+    """
+    return any(name == "grpc-retry-pushback-ms" for name, _ in failure.trailing_metadata() or ())
+
+
+def may_repeat(request: bytes) -> bool:
+    """Whether an inference request can be sent twice: steps of a stateful sequence cannot.
+
+    Triton's parameter may also occur as mere data; then a safe retry is not made, which is right.
+    """
+    return b"sequence_" not in request
+
+
+def explained(
+    failure: grpc.aio.AioRpcError, call: Call, *, lost: bool, now_s: float, limit_bytes: int
+) -> Exception:
+    """What to raise for an attempt that failed and is not repeated.
+
+    `lost` says that the connection broke; `limit_bytes` is the router's limit on a message.
+    """
+    code = failure.code()
+    if has_details(failure):
+        return failure
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and now_s >= call.deadline_s - _CLOCK_SLACK_S:
+        return deadline_exceeded(call)
+    if code is grpc.StatusCode.UNAVAILABLE and lost:
+        return errors.UnavailableError(
+            f"the connection to {call.served_by()} was lost before it answered; it may have "
+            "processed the request, so the router did not repeat it: repeat it if that is safe",
+            reason="BACKEND_LOST",
+            retry_after_s=0.1,
+            metadata={"endpoint": call.served_by()},
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and status.from_rpc_error(failure).reason == (
+        errors.MessageTooLargeError.default_reason
+    ):
+        return too_large("the answer", None, limit_bytes=limit_bytes)
+    return failure
+
+
+def deadline_exceeded(call: Call) -> errors.DeadlineExceededError:
+    where = f" from {call.served_by()}" if call.load is not None else ""
+    return errors.DeadlineExceededError(
+        f'no answer{where} to "{call.name}" in time: allow a longer deadline, or raise the '
+        "`timeout` of its route in the router's aiflow.yaml",
+        metadata={"endpoint": call.served_by()},
+    )
+
+
+def no_endpoint(call: Call) -> errors.NoEndpointError:
+    kind = "model" if call.is_model else "service"
+    return errors.NoEndpointError(
+        f'no endpoint of {kind} "{call.name}" could be reached '
+        f"({call.attempts} tried, last {call.served_by()}): try again shortly",
+        retry_after_s=1.0,
+        metadata={kind: call.name},
+    )
+
+
+def stream_broken(call: Call) -> errors.StreamBrokenError:
+    return errors.StreamBrokenError(
+        f"{call.served_by()} was lost in the middle of the stream; what was sent so far is valid "
+        "but incomplete: start the call again",
+        metadata={"endpoint": call.served_by()},
+    )
+
+
+def too_large(
+    what: str, size_bytes: int | None, *, limit_bytes: int
+) -> errors.MessageTooLargeError:
+    size = "" if size_bytes is None else f" of {size_bytes} bytes"
+    return errors.MessageTooLargeError(
+        f"{what}{size} is over the router's limit of {limit_bytes} bytes for one message: send "
+        "less at a time, or raise `listen.max_message_mb` in the router's aiflow.yaml",
+        metadata={"limit_bytes": str(limit_bytes)},
+    )

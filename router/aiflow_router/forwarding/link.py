@@ -1,0 +1,156 @@
+"""The connection to one address: one channel, its call objects made once, closed when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from aiflow_router.catalog.snapshot import Snapshot
+
+READY = grpc.ChannelConnectivity.READY
+_FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
+
+# A black-holed address answers nothing at all; a live one on any network connects well within this.
+CONNECT_TIMEOUT_S = 1.0
+MAX_METHODS = 1024
+
+M = TypeVar("M")
+Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"  # generic in the stubs only
+Stream: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
+
+
+def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # Checked at the door.
+        # What is safe to repeat is the router's decision, never the transport's.
+        ("grpc.enable_retries", 0),
+        ("grpc.service_config_disable_resolution", 1),
+        # The router's own proxy settings are not meant for its backends.
+        ("grpc.enable_http_proxy", 0),
+        # A subchannel that another channel saw fail would hand on its back-off.
+        ("grpc.use_local_subchannel_pool", 1),
+        # A server that returns is connected to soon.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # Finds a peer that vanished without a word; 20 s is what servers tolerate with calls open.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 0),
+    ]
+
+
+class Link:
+    def __init__(self, address: str, *, max_message_bytes: int) -> None:
+        self.address = address
+        self.calls = 0
+        self._channel = grpc.aio.insecure_channel(
+            address, options=channel_options(max_message_bytes)
+        )
+        self._unary: dict[str, Unary] = {}
+        self._stream: dict[str, Stream] = {}
+        self._connecting: asyncio.Task[bool] | None = None
+        self._retired = False
+        self._closed: asyncio.Task[None] | None = None
+
+    def ready(self) -> bool:
+        return self._channel.get_state() is READY
+
+    async def connect(self, *, timeout_s: float) -> bool:
+        """Whether there is a connection, made now if need be. Nothing of any call is sent."""
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect())
+        # Shared by all calls that wait for it, so one that is cancelled must not cancel it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._connecting)
+        return False
+
+    async def _connect(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                state = self._channel.get_state(try_to_connect=True)
+                while state is not READY and state not in _FAILED:
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+                return state is READY
+        return False
+
+    def unary(self, method: str) -> Unary:
+        call = self._unary.get(method)
+        if call is None:
+            call = _remember(self._unary, method, self._channel.unary_unary)
+        return call
+
+    def stream(self, method: str) -> Stream:
+        call = self._stream.get(method)
+        if call is None:
+            call = _remember(self._stream, method, self._channel.stream_stream)
+        return call
+
+    def retire(self) -> None:
+        """Closes the channel once no call is in flight."""
+        self._retired = True
+        self._close_if_idle()
+
+    def call_ended(self) -> None:
+        self.calls -= 1
+        if self._retired:
+            self._close_if_idle()
+
+    async def close(self) -> None:
+        self._retired, self.calls = True, 0
+        self._close_if_idle()
+        if self._closed is not None:
+            await self._closed
+
+    def _close_if_idle(self) -> None:
+        if self.calls == 0 and self._closed is None:
+            self._closed = asyncio.create_task(self._close())
+
+    async def _close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait((self._connecting,))
+        await self._channel.close()
+
+
+class Links:
+    """The links to the addresses in the catalog. A link is made with its first call."""
+
+    def __init__(self, *, max_message_bytes: int) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._links: dict[str, Link] = {}
+        self._retired: set[Link] = set()
+
+    def __getitem__(self, address: str) -> Link:
+        link = self._links.get(address)
+        if link is None:
+            link = Link(address, max_message_bytes=self._max_message_bytes)
+            self._links[address] = link
+        return link
+
+    def follow(self, snapshot: Snapshot) -> None:
+        kept = {address for _, address in snapshot.entries}
+        for address in self._links.keys() - kept:
+            link = self._links.pop(address)
+            self._retired = {old for old in self._retired if old.calls} | {link}
+            link.retire()
+
+    async def close(self) -> None:
+        for link in (*self._links.values(), *self._retired):
+            await link.close()
+
+
+def _remember(calls: dict[str, M], method: str, make: Callable[[str], M]) -> M:
+    # Method names come from callers: what a cache holds of them is bounded.
+    if len(calls) >= MAX_METHODS:
+        calls.clear()
+    call = calls[method] = make(method)
+    return call

@@ -1,0 +1,153 @@
+"""Attempts: an endpoint is picked, connected to, and for a unary call sent to and heard.
+
+When another endpoint is tried, at most `max_attempts` in all:
+- no connection could be made: always, because nothing of the call was sent;
+- UNAVAILABLE to a unary call that its caller declared repeatable (reads and inference of the Open
+  Inference Protocol outside a sequence), unless the backend pushed back;
+- nothing else, ever. In particular no call that other services might have begun to process.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from aiflow_router.balancing.pick import candidates
+from aiflow_router.forwarding import failure as failures
+from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.link import Link, Links
+from aiflow_router.forwarding.metadata import Pair, back
+from aiflow_router.telemetry.metrics import Metrics
+from aiflow_sdk import errors
+
+
+class Sender:
+    def __init__(
+        self,
+        *,
+        links: Links,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        limit_bytes: int,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.clock = clock
+        self.limit_bytes = limit_bytes
+        self._links = links
+        self._attempts = metrics.attempts
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+
+    async def acquire(self, call: Call) -> Link:
+        """A connected link to `call.load`, counted as busy until `release`.
+
+        Raises NoEndpointError when there is none left to try, DeadlineExceededError.
+        """
+        while call.attempts < call.max_attempts:
+            now_s = self.clock()
+            untried = candidates(call.loads, now_s=now_s, tried=call.tried)
+            if not untried:
+                break
+            load = call.load = call.pick(untried, self._rng)
+            call.attempts += 1
+            link = self._links[load.endpoint.address]
+            load.inflight += 1
+            link.calls += 1
+            connected, outcome = False, "CANCELLED"
+            try:
+                connected = link.ready() or await link.connect(timeout_s=call.deadline_s - now_s)
+                outcome = "UNREACHABLE"
+            finally:
+                if not connected:
+                    self.release(call, link, outcome=outcome)
+            if connected:
+                if load.refusals:
+                    load.connected()
+                return link
+            if self.clock() >= call.deadline_s:
+                raise failures.deadline_exceeded(call)
+            load.refused(now_s=self.clock())
+            call.tried.append(load)
+        raise failures.no_endpoint(call)
+
+    def release(self, call: Call, link: Link, *, outcome: str) -> None:
+        load = call.load
+        assert load is not None  # noqa: S101 - acquire set it
+        load.inflight -= 1
+        link.call_ended()
+        self._attempts(load.endpoint.backend, outcome)()
+
+    def lost(self, call: Call, link: Link) -> bool:
+        """Whether the connection broke; its endpoint is then given a rest."""
+        if link.ready():
+            return False
+        if call.load is not None:
+            call.load.refused(now_s=self.clock())
+        return True
+
+    async def unary(
+        self, call: Call, request: bytes, *, repeatable: bool
+    ) -> tuple[bytes, list[Pair], list[Pair]]:
+        """The answer, its initial and its trailing metadata.
+
+        Raises AioRpcError with the backend's own status, or an AiflowError.
+        """
+        own_status: Exception | None = None
+        while True:
+            try:
+                link = await self.acquire(call)
+            except errors.NoEndpointError:
+                if own_status is not None:
+                    raise own_status from None
+                raise
+            sent_s = self.clock()
+            outcome = "CANCELLED"
+            rpc = link.unary(call.method)(
+                request, timeout=call.deadline_s - sent_s, metadata=call.onward
+            )
+            try:
+                response = await rpc
+                outcome = "OK"
+                initial = await rpc.initial_metadata()
+                trailing = await rpc.trailing_metadata()
+                return response, back(initial) if initial else [], back(trailing)
+            except grpc.aio.AioRpcError as failure:
+                outcome = failure.code().name
+                own_status = self._after(call, link, failure, request, repeatable=repeatable)
+            finally:
+                call.backend_s += self.clock() - sent_s
+                self.release(call, link, outcome=outcome)
+                rpc.cancel()  # Does nothing to a call that is done.
+
+    def _after(
+        self,
+        call: Call,
+        link: Link,
+        failure: grpc.aio.AioRpcError,
+        request: bytes,
+        *,
+        repeatable: bool,
+    ) -> Exception | None:
+        """Returns when another endpoint shall be tried, raises when this was the last attempt.
+
+        Returned is the backend's own status, to be raised if the next attempt finds no endpoint.
+        """
+        unavailable = failure.code() is grpc.StatusCode.UNAVAILABLE
+        lost = unavailable and self.lost(call, link)
+        repeatable = (
+            repeatable
+            and unavailable
+            and not failures.forbids_retry(failure)
+            and failures.may_repeat(request)
+        )
+        if repeatable and call.load is not None:
+            call.tried.append(call.load)
+            if call.attempts < call.max_attempts and len(call.tried) < len(call.loads):
+                return None if lost else failure
+            if lost:
+                raise failures.no_endpoint(call) from failure
+        raise failures.explained(
+            failure, call, lost=lost, now_s=self.clock(), limit_bytes=self.limit_bytes
+        ) from failure

@@ -1,0 +1,109 @@
+"""Streams of any kind, passed on message by message.
+
+Each direction awaits its write before its next read, so a slow reader on one side slows the writer
+on the other and the router holds one message a direction. Half-close, the backend's initial
+metadata and its status travel as soon as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from aiflow_router.forwarding import failure as failures
+from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.metadata import Pair, back
+from aiflow_router.forwarding.sender import Sender
+from aiflow_sdk import errors
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
+Check = Callable[[bytes], None]
+
+
+async def forward_stream(
+    sender: Sender, call: Call, context: Context, *, first: bytes | None, check: Check
+) -> list[Pair]:
+    """Passes the call through to its end; the answer is the trailing metadata.
+
+    `first` is the caller's first message where it was already read; `check` raises an AiflowError
+    for a further one that must not be passed on.
+
+    Raises AioRpcError with the backend's own status, or an AiflowError.
+    """
+    link = await sender.acquire(call)
+    sent_s = sender.clock()
+    outcome = "CANCELLED"
+    rpc = link.stream(call.method)(timeout=call.deadline_s - sent_s, metadata=call.onward)
+    up = _Upstream(context, rpc, first=first, check=check)
+    pump = asyncio.create_task(up.run())
+    received = 0
+    try:
+        initial = await rpc.initial_metadata()
+        if not rpc.done():  # Else the answer is trailers only.
+            await context.send_initial_metadata(tuple(back(initial)))
+        while (message := await rpc.read()) is not grpc.aio.EOF:
+            received += 1
+            await context.write(message)
+        outcome = "OK"
+        return back(await rpc.trailing_metadata())
+    except grpc.aio.AioRpcError as failure:
+        outcome = failure.code().name
+        lost = outcome == "UNAVAILABLE" and sender.lost(call, link)
+        if lost and received and not failures.has_details(failure):
+            raise failures.stream_broken(call) from failure
+        raise failures.explained(
+            failure, call, lost=lost, now_s=sender.clock(), limit_bytes=sender.limit_bytes
+        ) from failure
+    except asyncio.CancelledError:
+        # The pump cancels the backend's call when it refuses a message; that is no cancellation
+        # of this task.
+        if up.refusal is not None:
+            outcome = "REFUSED"
+            raise up.refusal from None
+        raise
+    finally:
+        call.backend_s += sender.clock() - sent_s
+        sender.release(call, link, outcome=outcome)
+        rpc.cancel()
+        pump.cancel()
+
+
+class _Upstream:
+    """The caller's messages on their way to the backend."""
+
+    def __init__(
+        self,
+        context: Context,
+        rpc: grpc.aio.StreamStreamCall[bytes, bytes],
+        *,
+        first: bytes | None,
+        check: Check,
+    ) -> None:
+        self._context = context
+        self._rpc = rpc
+        self._first = first
+        self._check = check
+        self.refusal: errors.AiflowError | None = None
+
+    async def run(self) -> None:
+        try:
+            if self._first is not None:
+                await self._rpc.write(self._first)
+            while (message := await self._context.read()) is not grpc.aio.EOF:
+                self._check(message)
+                await self._rpc.write(message)
+            # A caller that goes away also ends its messages; the backend must not take that for
+            # a completed upload, so a cancellation that is on its way may arrive first.
+            await asyncio.sleep(0)
+            if not self._context.cancelled():
+                await self._rpc.done_writing()
+        except errors.AiflowError as refusal:
+            self.refusal = refusal
+            self._rpc.cancel()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            # The call ended while the caller was still sending: its status is told by the reader.
+            return

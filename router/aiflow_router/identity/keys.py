@@ -1,0 +1,71 @@
+"""API keys: known only by their SHA-256, so that neither the file nor a log can give one away.
+
+Looking up the hash of what was sent takes no time that depends on how much of a key was right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from aiflow_sdk import errors
+
+Right = Literal["call", "register"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who calls; without a key the name is empty."""
+
+    name: str
+    tenant: str
+    may: frozenset[Right]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """A key as it is configured; `sha256` is that of the key, in hex."""
+
+    name: str
+    tenant: str
+    sha256: str
+    may: frozenset[Right]
+
+
+ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register"}))
+
+
+class Keys:
+    def __init__(self, records: Iterable[KeyRecord], *, required: bool) -> None:
+        self._required = required
+        self._by_digest = {
+            bytes.fromhex(record.sha256): Caller(
+                name=record.name, tenant=record.tenant, may=record.may
+            )
+            for record in records
+        }
+
+    def identify(self, key: str, right: Right) -> Caller:
+        """Who sent `key` (empty for none). Raises AuthenticationError, PermissionDeniedError."""
+        if not key:
+            if not self._required:
+                return ANONYMOUS
+            raise errors.AuthenticationError(
+                "this router asks for an API key: send it as metadata "
+                "`authorization: Bearer KEY` or `x-api-key: KEY` (or set AIFLOW_API_KEY)"
+            )
+        caller = self._by_digest.get(hashlib.sha256(key.encode()).digest())
+        if caller is None:
+            raise errors.AuthenticationError(
+                "this API key is not known to the router: check it for typing errors and that it "
+                "is listed under `auth.keys` in the router's aiflow.yaml"
+            )
+        if right not in caller.may:
+            raise errors.PermissionDeniedError(
+                f'key "{caller.name}" may not {right}: add "{right}" to its `may` in the router\'s '
+                "aiflow.yaml",
+                reason="RIGHT_MISSING",
+            )
+        return caller

@@ -1,0 +1,214 @@
+"""The router put together: `serving(config)` runs one inside the caller's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc.aio
+import structlog
+from aiohttp import web
+from grpc_health.v1 import health_pb2_grpc
+
+from aiflow_router.balancing.census import Census
+from aiflow_router.balancing.load import Loads
+from aiflow_router.catalog.catalog import Catalog
+from aiflow_router.catalog.leases import Leases
+from aiflow_router.config import Config
+from aiflow_router.forwarding.link import Links
+from aiflow_router.forwarding.sender import Sender
+from aiflow_router.identity.keys import Keys
+from aiflow_router.routing.table import Policy, Table
+from aiflow_router.rpc import health, http, oip, reflection, registry
+from aiflow_router.rpc.door import Door
+from aiflow_router.rpc.visit import Front
+from aiflow_router.telemetry.access import AccessLog, to_stderr
+from aiflow_router.telemetry.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+_DEFAULT_POLICY = Policy(timeout_s=15.0, attempts=2, balance="least_request")
+
+
+class AddressInUseError(Exception):
+    """An address to listen on is taken; the message says which and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """A running router.
+
+    Attributes:
+        grpc_address: "host:port" with the real port.
+        http_address: the same for `/healthz`, `/readyz` and `/metrics`.
+        config: what it runs by.
+    """
+
+    grpc_address: str
+    http_address: str
+    config: Config
+    front: Front
+    health: health.Health
+    catalog: Catalog
+
+    async def drain(self) -> None:
+        """Leaves without failing a call.
+
+        Says so, waits the grace, refuses new calls, lets those in flight end.
+        """
+        listen = self.config.listen
+        self.health.drain()
+        self.front.leaving = True
+        _log.info("draining: not ready, still serving", grace_s=listen.drain_grace)
+        await asyncio.sleep(listen.drain_grace)
+        self.front.draining = True
+        _log.info("draining: new calls are refused", in_flight=self.front.active)
+        try:
+            async with asyncio.timeout(listen.drain_timeout):
+                await self.front.idle()
+        except TimeoutError:
+            _log.warning("drain timeout: calls are cut off", in_flight=self.front.active)
+
+
+@asynccontextmanager
+async def serving(
+    config: Config | None = None, *, access_write: Callable[[bytes], object] = to_stderr
+) -> AsyncIterator[Router]:
+    """A router that listens until the block ends; then calls in flight are cut off.
+
+    Args:
+        config: the defaults where there is none.
+        access_write: takes the lines of the access log.
+
+    Raises AddressInUseError.
+    """
+    config = config or Config()
+    loop = asyncio.get_running_loop()
+    limit_bytes = config.listen.max_message_mb * 1024 * 1024
+    metrics = Metrics()
+    access = AccessLog(write=access_write)
+    catalog = Catalog(
+        static=[item.endpoint() for item in config.discovery.static],
+        leases=None if config.discovery.embedded is None else Leases(),
+    )
+    loads = Loads(clock=loop.time)
+    links = Links(max_message_bytes=limit_bytes)
+    table = _table(config, loads=loads, clock=loop.time)
+    front = Front(
+        keys=Keys(
+            [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
+        ),
+        table=table,
+        sender=Sender(links=links, metrics=metrics, clock=loop.time, limit_bytes=limit_bytes),
+        metrics=metrics,
+        access=access,
+        limit_bytes=limit_bytes,
+    )
+    healths = health.Health(table=table)
+    census = Census(catalog=catalog, loads=loads)
+    metrics.watch(census)
+    # In this order: the table reads loads, health reads the table. Links go last, so that a
+    # channel closes only when no plan names its address any more.
+    for follower in (loads.follow, table.follow, healths.follow, links.follow):
+        catalog.follow(follower)
+
+    async with AsyncExitStack() as stack:
+        stack.callback(access.flush)
+        stack.push_async_callback(links.close)
+        stack.callback(catalog.close)
+        server = _server(limit_bytes)
+        door = Door(
+            front,
+            {
+                **oip.handlers(front),
+                **registry.handlers(front, catalog=catalog, loads=loads),
+                **reflection.handlers(front),
+            },
+            elsewhere=frozenset({health.SERVICE}),
+        )
+        server.add_generic_rpc_handlers((door,))
+        health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+        grpc_address = _listen_grpc(server, config.listen.grpc)
+        stack.push_async_callback(server.stop, None)
+        app = http.application(
+            ready=lambda: not front.leaving, report=census.served, metrics=metrics.text
+        )
+        http_address = await _listen_http(stack, app, config.listen.http)
+        await server.start()
+        yield Router(
+            grpc_address=grpc_address,
+            http_address=http_address,
+            config=config,
+            front=front,
+            health=healths,
+            catalog=catalog,
+        )
+
+
+def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table:
+    policies = [
+        (
+            route.match,
+            Policy(timeout_s=route.timeout, attempts=route.retry.attempts, balance=route.balance),
+        )
+        for route in config.routes
+    ]
+    return Table(
+        loads=loads,
+        models={match.model: policy for match, policy in policies if match.model},
+        services={match.service: policy for match, policy in policies if match.service},
+        default=_DEFAULT_POLICY,
+        clock=clock,
+    )
+
+
+def _server(limit_bytes: int) -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=[
+            # Twice the real limit: the router itself refuses what is between with a clear error.
+            ("grpc.max_receive_message_length", 2 * limit_bytes),
+            ("grpc.max_send_message_length", -1),
+            # Else a second router on the same port would silently take half of the calls.
+            ("grpc.so_reuseport", 0),
+            # Callers with keepalive are welcome to ping every 10 s, calls open or not.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+    )
+
+
+def _listen_grpc(server: grpc.aio.Server, address: str) -> str:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise _in_use(address, "gRPC", "--grpc HOST:PORT", "listen.grpc", error) from None
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+async def _listen_http(stack: AsyncExitStack, app: web.Application, address: str) -> str:
+    host, _, port = address.rpartition(":")
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, host.strip("[]"), int(port))
+    try:
+        await site.start()
+    except OSError as error:
+        raise _in_use(address, "HTTP", "--http HOST:PORT", "listen.http", error) from None
+    bound = runner.addresses[0]
+    return f"{host}:{bound[1]}"
+
+
+def _in_use(address: str, what: str, flag: str, key: str, error: Exception) -> AddressInUseError:
+    why = (
+        "is already in use"
+        if isinstance(error, RuntimeError) or getattr(error, "errno", 0) == errno.EADDRINUSE
+        else f"cannot be listened on ({error})"
+    )
+    return AddressInUseError(
+        f"{what} address {address} {why}: stop what listens there, or choose another with "
+        f"`{flag}` or `{key}` in aiflow.yaml (port 0 takes any free one)"
+    )

@@ -1,0 +1,214 @@
+"""The routing table: a plan for each model and service, made when the catalog changes.
+
+Nothing is decided when a call comes that could be decided before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aiflow_router.balancing.load import Load, Loads
+from aiflow_router.balancing.pick import PICKS, Pick
+from aiflow_router.catalog.endpoint import Endpoint
+from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_sdk import errors
+
+# A name is known this long after its last endpoint left: its caller is told to wait, not that it
+# is wrong.
+REMEMBER_S = 600.0
+MAX_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How calls to one model or service are treated."""
+
+    timeout_s: float
+    attempts: int
+    balance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is decided about a call before it comes.
+
+    Attributes:
+        name: the model or service.
+        is_model: which of the two.
+        loads: the endpoints that take new calls, never none.
+        attempts: endpoints that may be tried.
+    """
+
+    name: str
+    is_model: bool
+    loads: Sequence[Load]
+    timeout_s: float
+    attempts: int
+    pick: Pick
+
+
+class Table:
+    """The plans by name; `models` and `services` are the policies of routes, by name."""
+
+    def __init__(
+        self,
+        *,
+        loads: Loads,
+        models: Mapping[str, Policy],
+        services: Mapping[str, Policy],
+        default: Policy,
+        clock: Callable[[], float],
+    ) -> None:
+        self._loads = loads
+        self.default = default
+        self._models = _Names("model", models, default, clock)
+        self._services = _Names("service", services, default, clock)
+        self._oip: tuple[Load, ...] = ()
+
+    def follow(self, snapshot: Snapshot) -> None:
+        self._models.follow(snapshot.models, self._loads)
+        self._services.follow(snapshot.services, self._loads)
+        self._oip = tuple(self._loads[endpoint] for endpoint in snapshot.oip)
+
+    def model(self, name: str) -> Plan:
+        """Raises BadInputError, ModelNotFoundError, NoEndpointError."""
+        plan = self._models.plans.get(name)
+        if plan is not None:
+            return plan
+        if not name:
+            raise errors.BadInputError(
+                "the request names no model",
+                violations={"model_name": "is empty; name the model to call"},
+            )
+        raise self._models.missing(name)
+
+    def service(self, name: str) -> Plan:
+        """Raises ServiceNotFoundError, NoEndpointError."""
+        plan = self._services.plans.get(name)
+        if plan is not None:
+            return plan
+        raise self._services.missing(name)
+
+    def every_oip(self) -> tuple[Plan, ...]:
+        """One plan for each endpoint that speaks the Open Inference Protocol."""
+        seen: dict[str, Load] = {load.endpoint.address: load for load in self._oip}
+        return tuple(
+            Plan(
+                name=load.endpoint.backend,
+                is_model=False,
+                loads=(load,),
+                timeout_s=self.default.timeout_s,
+                attempts=1,
+                pick=PICKS[self.default.balance],
+            )
+            for load in seen.values()
+        )
+
+    def services(self) -> frozenset[str]:
+        """The services in the catalog."""
+        return self._services.catalogued
+
+    def nearest_services(self, name: str) -> list[Plan]:
+        """One plan for each backend of services, nearest first.
+
+        Near is whose service shares most of the dotted `name` from its start.
+        """
+        wanted = name.split(".")
+
+        def shared(plan: Plan) -> int:
+            pairs = itertools.takewhile(
+                lambda pair: pair[0] == pair[1], zip(plan.name.split("."), wanted, strict=False)
+            )
+            return sum(1 for _ in pairs)
+
+        by_backend: dict[str, Plan] = {}
+        for plan in sorted(self._services.plans.values(), key=shared, reverse=True):
+            by_backend.setdefault(plan.loads[0].endpoint.backend, plan)
+        return list(by_backend.values())
+
+    def knows_model(self, name: str) -> bool:
+        return self._models.knows(name)
+
+    def knows_service(self, name: str) -> bool:
+        return self._services.knows(name)
+
+
+class _Names:
+    """The plans of one kind of name, and what is remembered of names that have none now."""
+
+    def __init__(
+        self,
+        kind: str,
+        policies: Mapping[str, Policy],
+        default: Policy,
+        clock: Callable[[], float],
+    ) -> None:
+        self._kind = kind
+        self._policies = policies
+        self._default = default
+        self._clock = clock
+        self.catalogued: frozenset[str] = frozenset()
+        self._left_at_s: dict[str, float] = {}
+        self.plans: Mapping[str, Plan] = {}
+
+    def follow(self, served: Mapping[str, tuple[Endpoint, ...]], loads: Loads) -> None:
+        now_s = self._clock()
+        gone = self.catalogued - served.keys()
+        left = {**self._left_at_s, **dict.fromkeys(gone, now_s)}
+        recent = [
+            (name, at_s)
+            for name, at_s in left.items()
+            if name not in served and at_s > now_s - REMEMBER_S
+        ]
+        self._left_at_s = dict(recent[-MAX_REMEMBERED:])
+        self.catalogued = frozenset(served)
+        self.plans = {
+            name: self._plan(name, tuple(loads[endpoint] for endpoint in endpoints))
+            for name, endpoints in served.items()
+            if endpoints
+        }
+
+    def knows(self, name: str) -> bool:
+        return (
+            name in self.catalogued
+            or name in self._policies
+            or self._left_at_s.get(name, float("-inf")) > self._clock() - REMEMBER_S
+        )
+
+    def missing(self, name: str) -> errors.AiflowError:
+        """Why there is no plan for `name`."""
+        if self.knows(name):
+            return errors.NoEndpointError(
+                f'no endpoint serves {self._kind} "{name}" right now: try again shortly, or start '
+                "a server for it",
+                retry_after_s=1.0,
+                metadata={self._kind: name},
+            )
+        nearest = _nearest(name, self.catalogued | self._policies.keys())
+        hint = (
+            f"did you mean {' or '.join(nearest)}?" if nearest else "`aiflow status` lists them all"
+        )
+        cls = errors.ModelNotFoundError if self._kind == "model" else errors.ServiceNotFoundError
+        return cls(
+            f'there is no {self._kind} "{name[:256]}": {hint}',
+            metadata={self._kind: name[:256], "nearest": ",".join(nearest)},
+        )
+
+    def _plan(self, name: str, loads: tuple[Load, ...]) -> Plan:
+        policy = self._policies.get(name, self._default)
+        return Plan(
+            name=name,
+            is_model=self._kind == "model",
+            loads=loads,
+            timeout_s=policy.timeout_s,
+            attempts=policy.attempts,
+            pick=PICKS[policy.balance],
+        )
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    # Comparing costs the product of the lengths: a huge name is nobody's typing error.
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.6) if len(name) <= 256 else []

@@ -1,0 +1,1 @@
+"""The router's doors: gRPC and HTTP."""

@@ -1,0 +1,84 @@
+"""`grpc.health.v1`: the router itself under "", and each model and service as the catalog has it.
+
+Nothing is stored by name: a status is read when it is asked for, and watchers are woken by changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from aiflow_router.catalog.fields import OWN_SERVICES
+from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.routing.table import Table
+from aiflow_sdk import errors, status
+
+SERVICE = "grpc.health.v1.Health"
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    def __init__(self, *, table: Table) -> None:
+        self._table = table
+        self._snapshot = Snapshot()
+        self._draining = False
+        self._changed = asyncio.Event()
+
+    def follow(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._wake()
+
+    def drain(self) -> None:
+        """From here on nothing is served."""
+        self._draining = True
+        self._wake()
+
+    def status(self, name: str) -> int:
+        if not name or name in OWN_SERVICES:
+            return _NOT_SERVING if self._draining else _SERVING
+        if self._snapshot.models.get(name) or self._snapshot.services.get(name):
+            return _NOT_SERVING if self._draining else _SERVING
+        known = self._table.knows_model(name) or self._table.knows_service(name)
+        return _NOT_SERVING if known else _UNKNOWN
+
+    async def Check(  # noqa: N802 - the protocol's name
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> health_pb2.HealthCheckResponse:
+        found = self.status(request.service)
+        if found == _UNKNOWN:
+            error = errors.NotFoundError(
+                f'the router knows no model or service "{request.service[:256]}": '
+                "`aiflow status` lists them all"
+            )
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, error.message, tuple(status.to_trailers(error))
+            )
+        return health_pb2.HealthCheckResponse(status=found)
+
+    async def Watch(  # noqa: N802 - the protocol's name
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        told: int | None = None
+        while True:
+            changed = self._changed
+            now = self.status(request.service)
+            if now != told:
+                await context.write(health_pb2.HealthCheckResponse(status=now))
+                told = now
+            await changed.wait()
+
+    def _wake(self) -> None:
+        """Each change has an event of its own, so a watcher that is busy writing misses none."""
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,195 @@
+"""The Open Inference Protocol (`inference.GRPCInferenceService`), Triton's calls included.
+
+By model: ModelInfer, ModelStreamInfer, ModelReady, ModelMetadata, ModelConfig, ModelStatistics.
+Answered here: ServerLive, ServerReady, ServerMetadata.
+Asked of every endpoint and merged: RepositoryIndex, ModelStatistics without a name.
+Refused: what changes the state of one Triton (its repository, shared memory, trace and log).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+
+import grpc
+import grpc.aio
+import structlog
+from tritonclient.grpc import service_pb2
+
+from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.metadata import Pair
+from aiflow_router.forwarding.stream import forward_stream
+from aiflow_router.routing.name import model_name
+from aiflow_router.routing.table import Plan
+from aiflow_router.rpc.visit import Context, Front, Visit
+from aiflow_sdk import errors
+
+_log = structlog.get_logger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+_BY_MODEL = ("ModelInfer", "ModelMetadata", "ModelConfig")
+_REFUSED = {
+    "RepositoryModelLoad": "loads a model into one Triton",
+    "RepositoryModelUnload": "unloads a model from one Triton",
+    "SystemSharedMemoryStatus": "is about the memory of one machine",
+    "SystemSharedMemoryRegister": "is about the memory of one machine",
+    "SystemSharedMemoryUnregister": "is about the memory of one machine",
+    "CudaSharedMemoryStatus": "is about the memory of one GPU",
+    "CudaSharedMemoryRegister": "is about the memory of one GPU",
+    "CudaSharedMemoryUnregister": "is about the memory of one GPU",
+    "TraceSetting": "changes the settings of one Triton",
+    "LogSettings": "changes the settings of one Triton",
+}
+
+Handlers = Mapping[str, "grpc.RpcMethodHandler[bytes, bytes]"]
+
+
+def handlers(front: Front) -> Handlers:
+    """The handlers by full method."""
+    oip = _Oip(front)
+    works = {
+        **dict.fromkeys(_BY_MODEL, oip.by_model),
+        **dict.fromkeys(_REFUSED, oip.refused),
+        "ModelReady": oip.model_ready,
+        "ModelStatistics": oip.model_statistics,
+        "RepositoryIndex": oip.merged,
+        "ServerLive": oip.server_live,
+        "ServerReady": oip.server_ready,
+        "ServerMetadata": oip.server_metadata,
+    }
+    found = {
+        f"/{SERVICE}/{name}": front.unary(f"/{SERVICE}/{name}", work)
+        for name, work in works.items()
+    }
+    stream = f"/{SERVICE}/ModelStreamInfer"
+    found[stream] = front.stream(stream, oip.model_stream_infer)
+    return found
+
+
+class _Oip:
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._table = front.table
+        self._sender = front.sender
+
+    async def by_model(self, visit: Visit, request: bytes, context: Context) -> bytes:
+        call = self._front.call(visit, self._plan(visit, request), context)
+        response, initial, trailing = await self._sender.unary(call, request, repeatable=True)
+        if initial:
+            await context.send_initial_metadata(tuple(initial))
+        context.set_trailing_metadata(visit.trailers(trailing))
+        return response
+
+    async def model_ready(self, visit: Visit, request: bytes, context: Context) -> bytes:
+        """As Triton: a model that is not there is not ready, which is no error."""
+        try:
+            return await self.by_model(visit, request, context)
+        except (errors.ModelNotFoundError, errors.NoEndpointError):
+            context.set_trailing_metadata(visit.trailers())
+            return service_pb2.ModelReadyResponse(ready=False).SerializeToString()  # type: ignore[no-any-return]
+
+    async def model_statistics(self, visit: Visit, request: bytes, context: Context) -> bytes:
+        work = self.by_model if model_name(request) else self.merged
+        return await work(visit, request, context)
+
+    async def merged(self, visit: Visit, request: bytes, context: Context) -> bytes:
+        """Serialized messages joined end to end are the message with their lists joined."""
+        calls = [self._front.call(visit, plan, context) for plan in self._table.every_oip()]
+        visit.call, visit.label, visit.asked = None, SERVICE, ""
+        answers = await asyncio.gather(
+            *(self._sender.unary(call, request, repeatable=True) for call in calls),
+            return_exceptions=True,
+        )
+        parts: list[bytes] = []
+        failure: BaseException | None = None
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, grpc.aio.AioRpcError | errors.AiflowError):
+                failure = answer
+                _log.warning(
+                    "left out of a merged answer",
+                    method=visit.method,
+                    endpoint=call.served_by(),
+                    error=str(answer),
+                )
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                parts.append(answer[0])
+        if failure is not None and not parts:
+            raise failure
+        context.set_trailing_metadata(visit.trailers())
+        return b"".join(parts)
+
+    async def model_stream_infer(self, visit: Visit, context: Context) -> Iterable[Pair]:
+        """The whole stream goes to the endpoint that its first message chose."""
+        first = await self._first(context)
+        if first is None:
+            return ()
+        self._front.check_size(first)
+        call = self._front.call(visit, self._plan(visit, first), context)
+
+        def check(message: bytes) -> None:
+            self._front.check_size(message)
+            name = model_name(message)
+            if name != call.name:
+                _served_by_the_pinned(name, call)
+
+        return await forward_stream(self._sender, call, context, first=first, check=check)
+
+    async def _first(self, context: Context) -> bytes | None:
+        limit_s = self._table.default.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                message = await context.read()
+        except TimeoutError:
+            raise errors.DeadlineExceededError(
+                f"no request came on this stream within {limit_s:g} s: send the first one at once, "
+                "its model decides where the stream goes"
+            ) from None
+        return None if message is grpc.aio.EOF else message
+
+    async def refused(self, visit: Visit, _request: bytes, _context: Context) -> bytes:
+        name = visit.method.rpartition("/")[2]
+        visit.label = SERVICE
+        raise errors.RefusedError(
+            f"{name} {_REFUSED[name]} and is not routed: send it to that Triton directly "
+            "(`aiflow status` lists addresses)",
+            code="UNIMPLEMENTED",
+            reason="NOT_ROUTED",
+        )
+
+    async def server_live(self, visit: Visit, _request: bytes, context: Context) -> bytes:
+        return self._own(visit, context, service_pb2.ServerLiveResponse(live=True))
+
+    async def server_ready(self, visit: Visit, _request: bytes, context: Context) -> bytes:
+        ready = not self._front.leaving
+        return self._own(visit, context, service_pb2.ServerReadyResponse(ready=ready))
+
+    async def server_metadata(self, visit: Visit, _request: bytes, context: Context) -> bytes:
+        answer = service_pb2.ServerMetadataResponse(
+            name="aiflow",
+            version=version("aiflow"),
+            extensions=["model_configuration", "model_repository", "statistics"],
+        )
+        return self._own(visit, context, answer)
+
+    def _own(self, visit: Visit, context: Context, answer: service_pb2.ServerLiveResponse) -> bytes:
+        visit.label = SERVICE
+        context.set_trailing_metadata(visit.trailers())
+        return answer.SerializeToString()  # type: ignore[no-any-return]
+
+    def _plan(self, visit: Visit, request: bytes) -> Plan:
+        name = visit.asked = model_name(request)
+        if self._table.knows_model(name):
+            visit.label = name
+        return self._table.model(name)
+
+
+def _served_by_the_pinned(name: str, call: Call) -> None:
+    if call.load is None or name not in call.load.endpoint.models:
+        raise errors.BadInputError(
+            f'this stream goes to {call.served_by()}, which does not serve "{name}": open another '
+            "stream for it",
+            violations={"model_name": "is not served by the endpoint of the first message"},
+        )

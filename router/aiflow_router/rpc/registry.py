@@ -1,0 +1,179 @@
+"""`aiflow.registry.v1.RegistryService`: how servers take their place in the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from aiflow.registry.v1 import registry_pb2
+from aiflow_router.balancing.census import Census
+from aiflow_router.balancing.load import Loads
+from aiflow_router.catalog.catalog import Catalog
+from aiflow_router.catalog.endpoint import Endpoint, Protocol, State
+from aiflow_router.catalog.fields import violations
+from aiflow_router.rpc.visit import Context, Front, Unary, Visit
+from aiflow_sdk import errors
+
+SERVICE = "aiflow.registry.v1.RegistryService"
+
+DEFAULT_TTL_MS = 2000
+MIN_TTL_MS = 500
+MAX_TTL_MS = 60_000
+
+_PROTOCOLS = {
+    Protocol.OIP: registry_pb2.PROTOCOL_OIP,
+    Protocol.GRPC: registry_pb2.PROTOCOL_GRPC,
+}
+_STATES = {
+    State.READY: registry_pb2.ENDPOINT_STATE_READY,
+    State.DRAINING: registry_pb2.ENDPOINT_STATE_DRAINING,
+    State.UNREACHABLE: registry_pb2.ENDPOINT_STATE_UNREACHABLE,
+}
+
+M = TypeVar("M", bound=Message)
+
+
+def handlers(
+    front: Front, *, catalog: Catalog, loads: Loads
+) -> Mapping[str, grpc.RpcMethodHandler[bytes, bytes]]:
+    """The handlers by full method."""
+    registry = _Registry(
+        catalog=catalog,
+        loads=loads,
+        census=Census(catalog=catalog, loads=loads),
+    )
+
+    def handler(name: str, work: Unary, *, register: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return front.unary(
+            f"/{SERVICE}/{name}",
+            work,
+            right="register" if register else "call",
+            label=SERVICE,
+            quiet=True,
+        )
+
+    return {
+        f"/{SERVICE}/Register": handler(
+            "Register", _typed(registry_pb2.RegisterRequest, registry.register), register=True
+        ),
+        f"/{SERVICE}/Renew": handler(
+            "Renew", _typed(registry_pb2.RenewRequest, registry.renew), register=True
+        ),
+        f"/{SERVICE}/Deregister": handler(
+            "Deregister", _typed(registry_pb2.DeregisterRequest, registry.deregister), register=True
+        ),
+        f"/{SERVICE}/ListEndpoints": handler(
+            "ListEndpoints",
+            _typed(registry_pb2.ListEndpointsRequest, registry.list_endpoints),
+            register=False,
+        ),
+    }
+
+
+def _typed(kind: type[M], work: Callable[[M], Message]) -> Unary:
+    async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
+        try:
+            message = kind.FromString(request)
+        except DecodeError as error:
+            raise errors.BadInputError(
+                f"the request is not a valid {kind.DESCRIPTOR.full_name}: {error}"
+            ) from None
+        answer = work(message).SerializeToString()
+        context.set_trailing_metadata(visit.trailers())
+        return answer
+
+    return raw
+
+
+class _Registry:
+    def __init__(self, *, catalog: Catalog, loads: Loads, census: Census) -> None:
+        self._catalog = catalog
+        self._loads = loads
+        self._census = census
+
+    def register(self, request: registry_pb2.RegisterRequest) -> registry_pb2.RegisterResponse:
+        ttl_ms = request.ttl_ms or DEFAULT_TTL_MS
+        lease = self._catalog.register(
+            _endpoint(request, ttl_ms=ttl_ms),
+            ttl_s=ttl_ms / 1000,
+        )
+        return registry_pb2.RegisterResponse(lease_id=lease.id, ttl_ms=ttl_ms)
+
+    def renew(self, request: registry_pb2.RenewRequest) -> registry_pb2.RenewResponse:
+        if request.state in (
+            registry_pb2.ENDPOINT_STATE_UNSPECIFIED,
+            registry_pb2.ENDPOINT_STATE_READY,
+        ):
+            state = State.READY
+        elif request.state == registry_pb2.ENDPOINT_STATE_DRAINING:
+            state = State.DRAINING
+        else:
+            raise errors.BadInputError(
+                "a server can be READY or DRAINING",
+                violations={"state": "must be READY, DRAINING or unspecified"},
+            )
+        lease = self._catalog.renew(request.lease_id, state=state)
+        return registry_pb2.RenewResponse(ttl_ms=round(lease.ttl_s * 1000))
+
+    def deregister(
+        self, request: registry_pb2.DeregisterRequest
+    ) -> registry_pb2.DeregisterResponse:
+        self._catalog.deregister(request.lease_id)
+        return registry_pb2.DeregisterResponse()
+
+    def list_endpoints(
+        self, _request: registry_pb2.ListEndpointsRequest
+    ) -> registry_pb2.ListEndpointsResponse:
+        snapshot = self._catalog.snapshot
+        answer = registry_pb2.ListEndpointsResponse(version=snapshot.version)
+        left_s = self._catalog.leases_left_s()
+        for key, entry in snapshot.entries.items():
+            endpoint = entry.endpoint
+            answer.entries.add(
+                endpoint=registry_pb2.Endpoint(
+                    backend=endpoint.backend,
+                    address=endpoint.address,
+                    protocol=_PROTOCOLS[endpoint.protocol],
+                    models=endpoint.models,
+                    services=endpoint.services,
+                    weight=endpoint.weight,
+                    zone=endpoint.zone,
+                ),
+                state=_STATES[self._census.state(endpoint)],
+                inflight=self._loads[endpoint].inflight,
+                expires_in_ms=round(left_s.get(key, 0.0) * 1000),
+            )
+        return answer
+
+
+def _endpoint(request: registry_pb2.RegisterRequest, *, ttl_ms: int) -> Endpoint:
+    """Raises BadInputError that names each field that is wrong."""
+    asked = request.endpoint
+    found = violations(
+        backend=asked.backend,
+        address=asked.address,
+        protocol=asked.protocol,
+        models=asked.models,
+        services=asked.services,
+        weight=asked.weight,
+    )
+    wrong = {f"endpoint.{field}": why for field, why in found.items()}
+    if len(asked.zone) > 128:
+        wrong["endpoint.zone"] = "must be at most 128 characters"
+    if not MIN_TTL_MS <= ttl_ms <= MAX_TTL_MS:
+        wrong["ttl_ms"] = f"must be {MIN_TTL_MS} to {MAX_TTL_MS}, or 0 for {DEFAULT_TTL_MS}"
+    if wrong:
+        listed = "; ".join(f"{field}: {why}" for field, why in wrong.items())
+        raise errors.BadInputError(f"the endpoint cannot be registered: {listed}", violations=wrong)
+    return Endpoint(
+        backend=asked.backend,
+        address=asked.address,
+        protocol=Protocol(asked.protocol),
+        models=tuple(dict.fromkeys(asked.models)),
+        services=tuple(dict.fromkeys(asked.services)),
+        weight=asked.weight or 1,
+        zone=asked.zone,
+    )

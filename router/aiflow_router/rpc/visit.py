@@ -1,0 +1,257 @@
+"""One call at the door, whatever it is: who, what, how it ended; and the one place that ends it.
+
+Every way out of a handler passes through `Front`: the outcome is counted and logged exactly once,
+also when the caller cancels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+
+from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.failure import too_large
+from aiflow_router.forwarding.metadata import (
+    ATTEMPTS,
+    REQUEST_ID,
+    SERVED_BY,
+    Head,
+    Pair,
+    back,
+    read_head,
+)
+from aiflow_router.forwarding.sender import Sender
+from aiflow_router.identity.keys import Keys, Right
+from aiflow_router.routing.table import Plan, Table
+from aiflow_router.telemetry.access import AccessLog
+from aiflow_router.telemetry.metrics import UNKNOWN, Metrics
+from aiflow_sdk import errors, status
+
+_log = structlog.get_logger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
+_NO_HEAD = Head(key="", request_id="", trace_id="", onward=())
+
+
+@dataclass(slots=True, kw_only=True)
+class Visit:
+    """Filled in as the call proceeds.
+
+    Attributes:
+        label: the model or service where the router knows it; a label of metrics.
+        asked: the model or service as the caller wrote it; for the log.
+        quiet: not logged when it ends well.
+    """
+
+    method: str
+    started_s: float
+    label: str
+    asked: str = ""
+    quiet: bool = False
+    head: Head = _NO_HEAD
+    tenant: str = UNKNOWN
+    call: Call | None = None
+    code: str = "UNKNOWN"
+    reason: str = ""
+
+    def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
+        if self.call is None:
+            return (*metadata, (REQUEST_ID, self.head.request_id), (SERVED_BY, "router"))
+        return (
+            *metadata,
+            (REQUEST_ID, self.head.request_id),
+            (SERVED_BY, self.call.served_by()),
+            (ATTEMPTS, str(self.call.attempts)),
+        )
+
+
+Unary = Callable[[Visit, bytes, Context], Awaitable[bytes]]
+Stream = Callable[[Visit, Context], Awaitable[Iterable[Pair]]]
+
+
+class Front:
+    """Where calls come in and go out.
+
+    Attributes:
+        leaving: shutdown has begun; calls are still taken.
+        draining: new calls are refused.
+        active: calls that have not ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: Keys,
+        table: Table,
+        sender: Sender,
+        metrics: Metrics,
+        access: AccessLog,
+        limit_bytes: int,
+    ) -> None:
+        self.table = table
+        self.sender = sender
+        self.limit_bytes = limit_bytes
+        self.leaving = False
+        self.draining = False
+        self.active = 0
+        self._keys = keys
+        self._metrics = metrics
+        self._access = access
+        self._clock = sender.clock
+        self._one_left = asyncio.Event()
+
+    def unary(
+        self,
+        method: str,
+        work: Unary,
+        *,
+        right: Right = "call",
+        label: str = UNKNOWN,
+        quiet: bool = False,
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def handle(request: bytes, context: Context) -> bytes:
+            visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
+            self.active += 1
+            try:
+                self._enter(visit, context, right)
+                self.check_size(request)
+                response = await work(visit, request, context)
+                visit.code = "OK"
+            except BaseException as error:
+                await self._end(visit, context, error)
+                raise
+            else:
+                return response
+            finally:
+                self._left(visit, unary=True)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def stream(
+        self,
+        method: str,
+        work: Stream,
+        *,
+        label: str = UNKNOWN,
+        quiet: bool = False,
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """For a call of any kind: seen as messages, all four look alike."""
+
+        async def handle(_: object, context: Context) -> None:
+            visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
+            self.active += 1
+            try:
+                self._enter(visit, context, "call")
+                trailing = await work(visit, context)
+                context.set_trailing_metadata(visit.trailers(trailing))
+                visit.code = "OK"
+            except BaseException as error:
+                await self._end(visit, context, error)
+                raise
+            finally:
+                self._left(visit, unary=False)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def idle(self) -> None:
+        """Returns when no call is left."""
+        while self.active:
+            self._one_left.clear()
+            await self._one_left.wait()
+
+    def check_size(self, message: bytes) -> None:
+        """Raises MessageTooLargeError.
+
+        The transport's own limit is twice as high, so that this error can say what the limit is
+        and where it is set.
+        """
+        if len(message) > self.limit_bytes:
+            raise too_large("the message", len(message), limit_bytes=self.limit_bytes)
+
+    def call(self, visit: Visit, plan: Plan, context: Context) -> Call:
+        """The visit's call by its plan, with its deadline fixed."""
+        timeout_s = plan.timeout_s
+        left_s = context.time_remaining()
+        if left_s is not None and left_s < timeout_s:
+            timeout_s = left_s
+        visit.label = visit.asked = plan.name
+        visit.call = Call(
+            method=visit.method,
+            name=plan.name,
+            onward=visit.head.onward,
+            deadline_s=self._clock() + timeout_s,
+            loads=plan.loads,
+            pick=plan.pick,
+            max_attempts=plan.attempts,
+            is_model=plan.is_model,
+        )
+        return visit.call
+
+    def _enter(self, visit: Visit, context: Context, right: Right) -> None:
+        visit.head = read_head(context.invocation_metadata() or ())
+        visit.tenant = self._keys.identify(visit.head.key, right).tenant
+        if self.draining:
+            raise errors.DrainingError(
+                "this router is shutting down: call another one, or try again shortly",
+                retry_after_s=1.0,
+            )
+
+    async def _end(self, visit: Visit, context: Context, error: BaseException) -> None:
+        """Tells the caller how the call failed; ends by raising, or returns to let `error` rise."""
+        if isinstance(error, asyncio.CancelledError):
+            visit.code = "CANCELLED"
+            if context.time_remaining() == 0:
+                visit.code = visit.reason = "DEADLINE_EXCEEDED"
+            return
+        if isinstance(error, grpc.aio.AioRpcError):
+            visit.code = error.code().name
+            visit.reason = "BACKEND_STATUS"
+            trailing = visit.trailers(back(error.trailing_metadata() or ()))
+            await context.abort(error.code(), error.details() or "", trailing)
+        if isinstance(error, errors.AiflowError):
+            visit.code, visit.reason = error.code, error.reason
+            trailing = visit.trailers(status.to_trailers(error))
+            await context.abort(status.status_code(error), error.message, trailing)
+        if isinstance(error, Exception):
+            visit.code, visit.reason = "INTERNAL", "ROUTER_FAULT"
+            _log.exception(
+                "the router failed", method=visit.method, request_id=visit.head.request_id
+            )
+            fault = errors.AiflowError(
+                "the router failed to handle this call; its log says why under this request id",
+                code="INTERNAL",
+                reason="ROUTER_FAULT",
+            )
+            trailing = visit.trailers(status.to_trailers(fault))
+            await context.abort(grpc.StatusCode.INTERNAL, fault.message, trailing)
+
+    def _left(self, visit: Visit, *, unary: bool) -> None:
+        self.active -= 1
+        if self.draining:
+            self._one_left.set()
+        duration_s = self._clock() - visit.started_s
+        self._metrics.requests(visit.tenant, visit.label, visit.code)()
+        self._metrics.duration(visit.label)(duration_s)
+        call = visit.call
+        if unary and call is not None:
+            self._metrics.overhead(max(0.0, duration_s - call.backend_s))
+        if visit.quiet and visit.code == "OK":
+            return
+        self._access.line(
+            request_id=visit.head.request_id,
+            trace_id=visit.head.trace_id,
+            tenant=visit.tenant,
+            model=visit.asked[:256],
+            method=visit.method,
+            endpoint=call.served_by() if call is not None else "",
+            attempts=call.attempts if call is not None else 0,
+            code=visit.code,
+            reason=visit.reason,
+            duration_s=duration_s,
+        )

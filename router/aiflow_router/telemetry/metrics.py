@@ -1,0 +1,114 @@
+"""The router's Prometheus metrics.
+
+Names of models and services become labels only once the catalog or a route knows them, so callers
+cannot make the number of series grow. Children are cached here: `labels()` costs more than `inc()`.
+What is a count of things that exist (in flight, endpoints) is read when it is scraped and costs a
+call nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+T = TypeVar("T")
+
+# Label of a call that named nothing the router knows.
+UNKNOWN = "unknown"
+
+_DURATION_BUCKETS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
+    *(0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+_OVERHEAD_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
+
+
+class Catalogued(Protocol):
+    """What the scrape reads of the catalog."""
+
+    def inflight(self) -> Mapping[str, int]:
+        """Calls in flight by backend."""
+
+    def endpoints(self) -> Mapping[tuple[str, str], int]:
+        """Endpoints by backend and state."""
+
+    def age_s(self) -> float: ...
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        requests = Counter(
+            "aiflow_requests",
+            "Calls answered, by status code.",
+            ("tenant", "model", "code"),
+            registry=self.registry,
+        )
+        duration = Histogram(
+            "aiflow_request_duration_seconds",
+            "Time from a call's arrival to its end.",
+            ("model",),
+            buckets=_DURATION_BUCKETS_S,
+            registry=self.registry,
+        )
+        overhead = Histogram(
+            "aiflow_overhead_seconds",
+            "Time a unary call spent in the router alone.",
+            buckets=_OVERHEAD_BUCKETS_S,
+            registry=self.registry,
+        )
+        attempts = Counter(
+            "aiflow_attempts",
+            "Calls sent, or tried to be sent, to endpoints.",
+            ("backend", "outcome"),
+            registry=self.registry,
+        )
+        load_errors = Counter(
+            "aiflow_config_load_errors",
+            "Configurations that were refused since the start.",
+            registry=self.registry,
+        )
+        self.requests = _cached(lambda *labels: requests.labels(*labels).inc)
+        self.duration = _cached(lambda *labels: duration.labels(*labels).observe)
+        self.attempts = _cached(lambda *labels: attempts.labels(*labels).inc)
+        self.overhead = overhead.observe
+        self.config_load_error = load_errors.inc
+
+    def watch(self, catalogued: Catalogued) -> None:
+        self.registry.register(_AtScrape(catalogued))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _AtScrape:
+    """Reads what exists at the moment of the scrape."""
+
+    def __init__(self, catalogued: Catalogued) -> None:
+        self._catalogued = catalogued
+
+    def collect(self) -> Iterable[Metric]:
+        inflight = GaugeMetricFamily(
+            "aiflow_inflight", "Calls in flight to endpoints.", labels=("backend",)
+        )
+        for backend, count in self._catalogued.inflight().items():
+            inflight.add_metric((backend,), count)
+        endpoints = GaugeMetricFamily(
+            "aiflow_endpoints", "Endpoints in the catalog.", labels=("backend", "state")
+        )
+        for labels, count in self._catalogued.endpoints().items():
+            endpoints.add_metric(labels, count)
+        age = GaugeMetricFamily(
+            "aiflow_discovery_age_seconds",
+            "Time since a registered server was last heard of.",
+            value=self._catalogued.age_s(),
+        )
+        return (inflight, endpoints, age)
+
+
+def _cached(make: Callable[..., T]) -> Callable[..., T]:
+    return lru_cache(maxsize=4096)(make)

@@ -1,0 +1,116 @@
+"""aiflow.yaml: what is meant is taken, anything else is an error that says where and what."""
+
+from pathlib import Path
+
+import pytest
+
+from aiflow_router.config import Config, ConfigError, load, parse, plain, printed, with_listen
+
+DIGEST = "a" * 64
+
+
+def test_the_projects_own_file_is_valid() -> None:
+    config = load(Path(__file__).parents[3] / "aiflow.yaml")
+    assert config.listen == Config().listen
+
+
+def test_an_empty_file_means_the_defaults() -> None:
+    assert parse("") == Config()
+    assert Config().discovery.embedded is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("lisen: {}", "f:1:1: unknown key `lisen`", id="an unknown section"),
+        pytest.param("lisen: {}", "did you mean `listen`?", id="the nearest section is named"),
+        pytest.param(
+            "routes:\n  - match: {model: a}\n    timout: 2s",
+            "f:3:5: unknown key `routes.0.timout`: this version has no such setting; "
+            "did you mean `timeout`?",
+            id="an unknown key deep inside",
+        ),
+        pytest.param("limits: []", "f:1:1: unknown key `limits`", id="limits are not yet there"),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  hedge: {after: 1s}",
+            "f:3:3: unknown key `routes.0.hedge`",
+            id="hedging is not yet there",
+        ),
+        pytest.param(
+            "discovery: {consul: {}}", "f:1:13: unknown key `discovery.consul`", id="no Consul yet"
+        ),
+        pytest.param("listen: {grpc: 7600}", "f:1:10: listen.grpc", id="an address of a wrong type"),
+        pytest.param("listen: {grpc: 'h:70000'}", "port 70000", id="a port out of range"),
+        pytest.param("auth: {mode: requird}", "did you mean `required`?", id="a misspelt value"),
+        pytest.param("auth: {mode: required}", "nobody could call", id="required without keys"),
+        pytest.param(
+            "auth: {keys: [{name: a, tenant: t, sha256: abc}]}", "64 lower-case", id="a bad hash"
+        ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n- match: {model: a}",
+            'two routes match model "a"',
+            id="a route that could never match",
+        ),
+        pytest.param("routes: [{match: {}}]", "either a `model` or a", id="a match of nothing"),
+        pytest.param(
+            "routes: [{match: {model: a}, timeout: 2}]", "with its unit", id="a time without unit"
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, timeout: 0s}]", "longer than 0", id="no time at all"
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, balance: least_requests}]",
+            "did you mean `least_request`?",
+            id="an unknown balance",
+        ),
+        pytest.param("discovery: {}", "name a source", id="no discovery"),
+        pytest.param(
+            "discovery: {static: [{backend: b, address: nowhere, protocol: oip, models: [m]}]}",
+            "address:",
+            id="a static endpoint with a bad address",
+        ),
+        pytest.param(
+            "discovery: {static: [{backend: b, address: 'h:1', protocol: oip}]}",
+            "at least one model",
+            id="a static endpoint without models",
+        ),
+        pytest.param(
+            "discovery: {static: [{backend: b, address: 'h:1', protocol: grpc, "
+            "services: [grpc.health.v1.Health]}]}",
+            "answered by the router itself",
+            id="a static endpoint that would never be asked",
+        ),
+        pytest.param("auth: {}\nauth: {}", "f:2:1: key `auth` is there twice", id="a key twice"),
+        pytest.param("a: [", "f:1:5:", id="no YAML"),
+        pytest.param("- a", "must be a mapping", id="a list"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, file="f")
+    assert expected in str(caught.value)
+
+
+def test_every_problem_is_told_in_order() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("routes:\n- match: {model: a}\n  timeout: 1\nlisten: {http: 1}\nx: 1", file="f")
+    assert [problem.split(":")[1] for problem in caught.value.problems] == ["3", "4", "5"]
+
+
+def test_durations_are_read_in_seconds() -> None:
+    text = "routes:\n- {match: {model: a}, timeout: 150ms}\n- {match: {model: b}, timeout: 1.5m}"
+    assert [route.timeout for route in parse(text).routes] == [0.15, 90]
+
+
+def test_secrets_are_not_printed_and_the_rest_can_be_read_again() -> None:
+    config = parse(f"auth: {{mode: required, keys: [{{name: n, tenant: t, sha256: {DIGEST}}}]}}")
+    assert DIGEST not in printed(config) + str(plain(config)) + repr(config)
+    assert parse(printed(Config())) == Config()
+
+
+def test_flags_win_over_the_file() -> None:
+    config = parse("listen: {grpc: '127.0.0.1:1', http: '127.0.0.1:2'}")
+    changed = with_listen(config, {"grpc": "127.0.0.1:0"}).listen
+    assert (changed.grpc, changed.http) == ("127.0.0.1:0", "127.0.0.1:2")
+    with pytest.raises(ConfigError, match="--grpc"):
+        with_listen(config, {"grpc": "nonsense"})
