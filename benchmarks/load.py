@@ -1,4 +1,4 @@
-"""A closed-loop gRPC load: so many callers, each sending its next call when the last is answered."""
+"""A closed-loop gRPC load: each caller sends its next call when the last one is answered."""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ def write(name: str, figures: Mapping[str, Any], *, wanted: Mapping[str, str]) -
     table.add_column("wanted", justify="right")
     for key, value in figures.items():
         if isinstance(value, int | float):
-            table.add_row(key, f"{value:.3g}" if value < 100 else f"{value:.0f}", wanted.get(key, ""))
+            table.add_row(
+                key, f"{value:.3g}" if value < 100 else f"{value:.0f}", wanted.get(key, "")
+            )
     Console().print(table)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.json"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from aiflow.geometry.v1 import geometry_pb2, geometry_pb2_grpc
 from aiflow.imaging.v1 import imaging_pb2, imaging_pb2_grpc
 from aiflow_sdk import Client, InferResult, Reply

@@ -1,0 +1,1 @@
+"""Triton on this machine: installed from its wheel, kept alive, its models registered."""

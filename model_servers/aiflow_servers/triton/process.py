@@ -1,0 +1,186 @@
+"""One run of the Triton server process: started, asked what is ready, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from aiflow_sdk.command import tied
+from aiflow_servers.triton.install import Installation, interpreter_library
+
+_ASK_S = 2.0
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How Triton is run."""
+
+    installation: Installation
+    repository: Path
+    models: Sequence[str]
+    weights: Path
+    """Folder with the models' weights."""
+    log: Path
+    """File that Triton's output is appended to."""
+    host: str = "127.0.0.1"
+    grpc_port: int = 0
+    """0 takes a free one."""
+    metrics_port: int = 0
+    exit_timeout_s: int = 30
+    """What requests in flight get to finish when it is stopped."""
+
+
+class TritonProcess:
+    """A running tritonserver.
+
+    Attributes:
+        address: "host:port" of its gRPC.
+        metrics_address: "host:port" of its Prometheus metrics.
+        pid: its process.
+    """
+
+    def __init__(
+        self, launch: Launch, process: asyncio.subprocess.Process, ports: tuple[int, int]
+    ) -> None:
+        self._launch = launch
+        self._process = process
+        self.pid = process.pid
+        self.address = f"{launch.host}:{ports[0]}"
+        self.metrics_address = f"{launch.host}:{ports[1]}"
+        self._channel = grpc.aio.insecure_channel(
+            self.address, [("grpc.max_reconnect_backoff_ms", 500)]
+        )
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub
+        self._triton = stub(self._channel)
+
+    @classmethod
+    async def start(cls, launch: Launch) -> Self:
+        """Starts the process; it is not ready yet."""
+        ports = (
+            launch.grpc_port or free_port(launch.host),
+            launch.metrics_port or free_port(launch.host),
+        )
+        launch.log.parent.mkdir(parents=True, exist_ok=True)
+        with launch.log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                # Ends with this process, even when that is killed.
+                *(sys.executable, "-I", "-S", tied.__file__, str(os.getpid())),
+                *_command(launch, *ports),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(launch),
+                start_new_session=True,
+            )
+        return cls(launch, process, ports)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.returncode
+
+    async def exited(self) -> int:
+        return await self._process.wait()
+
+    async def ready_models(self) -> list[str]:
+        """Names of the models that take requests now.
+
+        Raises:
+            grpc.aio.AioRpcError: it does not answer.
+        """
+        request = service_pb2.RepositoryIndexRequest(ready=True)
+        index = await self._triton.RepositoryIndex(request, timeout=_ASK_S)
+        return sorted({model.name for model in index.models if model.state == "READY"})
+
+    async def failed_models(self) -> dict[str, str]:
+        """Why models could not be loaded, by name."""
+        index = await self._triton.RepositoryIndex(
+            service_pb2.RepositoryIndexRequest(), timeout=_ASK_S
+        )
+        failed = {
+            model.name: model.reason for model in index.models if model.state == "UNAVAILABLE"
+        }
+        return {name: failed[name] for name in self._launch.models if failed.get(name)}
+
+    def last_lines(self) -> str:
+        """The end of what Triton wrote, to explain a failure."""
+        with self._launch.log.open(errors="replace") as log:
+            return "".join(deque(log, maxlen=_LAST_LINES)).strip()
+
+    async def stop(self, within_s: float) -> None:
+        """Asks it to finish what it has, and kills it and its helpers if that takes too long."""
+        await self._channel.close()
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), within_s)
+        self.kill()
+        await self._process.wait()
+
+    def kill(self) -> None:
+        """Ends it and the processes its models run in, now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def free_port(host: str) -> int:
+    """A port that is free now. Triton cannot be told to take one by itself."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _command(launch: Launch, grpc_port: int, metrics_port: int) -> list[str]:
+    server = launch.installation.server
+    return [
+        str(server / "bin/tritonserver"),
+        f"--model-repository={launch.repository}",
+        f"--backend-directory={server / 'backends'}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in launch.models),
+        # A model that cannot be loaded must not take the others down.
+        "--exit-on-error=false",
+        "--allow-http=false",
+        f"--grpc-address={launch.host}",
+        f"--grpc-port={grpc_port}",
+        f"--metrics-address={launch.host}",
+        f"--metrics-port={metrics_port}",
+        f"--exit-timeout-secs={launch.exit_timeout_s}",
+        # The router pings an idle connection; Triton's default would close it for that.
+        "--grpc-keepalive-permit-without-calls=true",
+        "--grpc-http2-max-pings-without-data=0",
+        "--grpc-http2-min-recv-ping-interval-without-data=5000",
+        "--grpc-http2-max-ping-strikes=0",
+    ]
+
+
+def _environment(launch: Launch) -> dict[str, str]:
+    """What Triton and the processes of its models see: their own packages, and no others."""
+    environment = launch.installation.environment
+    libraries = [str(launch.installation.libraries)]
+    if (interpreter := interpreter_library()) is not None:
+        libraries.append(str(interpreter))
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    return {
+        **inherited,
+        "LD_LIBRARY_PATH": ":".join(libraries),
+        # How the interpreter inside Triton finds the virtual environment; it ignores PYTHONPATH.
+        "PATH": f"{environment / 'bin'}:{os.environ.get('PATH', '')}",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "AIFLOW_WEIGHTS": str(launch.weights),
+    }
