@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+OUT ?= out/demo
 
 .PHONY: help setup demo up test lint format bench protos clean
 
@@ -19,6 +20,12 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e '.[dev]' 2> >(grep -v '^WARNING: ' >&2)
 	@touch $@
 
+demo: $(READY) ## run two flows on real photos and show where the pictures are
+	@$(BIN)/python examples/demo.py --out $(OUT)
+
+up: $(READY) ## serve the whole mesh until Ctrl-C
+	@$(BIN)/aiflow up
+
 test: $(READY) ## run every test
 	$(BIN)/pytest
 
@@ -32,6 +39,10 @@ lint: $(READY) ## check style, types, imports and generated code
 format: $(READY) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(READY) ## measure; prints ratios, writes .cache/bench/*.json
+	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/walk.py
 
 protos: $(READY) ## regenerate the code beside each .proto
 	deploy/protos.sh
