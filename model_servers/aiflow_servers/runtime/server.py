@@ -41,9 +41,10 @@ class Server:
     name: str
     # Full gRPC service names that `add` adds.
     services: tuple[str, ...]
-    # Adds the servicers; called once, inside the running event loop.
+    # Adds the servicers; called once, inside the running event loop. Worker processes import the
+    # module that it is in before their first job.
     add: Callable[[grpc.aio.Server, Workers], None]
-    # Picklable top-level function that each worker process calls before its first job.
+    # Picklable top-level function that each worker process then calls, to load models and tables.
     initialize: Callable[[], object] | None = None
 
 
@@ -105,6 +106,7 @@ async def serving(
     pool = Workers(
         size=workers,
         max_queue=max_queue,
+        modules=(server.add.__module__,),
         initialize=server.initialize,
         recycle_after_jobs=recycle_after_jobs,
         observe_wait=metrics.queue_wait.observe,
