@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any
@@ -42,29 +43,31 @@ class WorkerStartError(Exception):
     """The process could not be made ready for work."""
 
 
-def context(initialize: Callable[[], object] | None) -> ForkServerContext:
+def context(modules: Sequence[str]) -> ForkServerContext:
     """How workers are started: forked off a clean helper process.
 
     A server's own process must not be forked, because gRPC's threads do not survive it. The helper
-    has no such threads and has already imported the libraries of `initialize`'s module, so that a
-    replacement is there in milliseconds.
+    has no such threads and has already imported `modules`, so that a replacement is there in
+    milliseconds. (One that it cannot import is left to the worker, which says what is wrong.)
     """
     chosen = multiprocessing.get_context("forkserver")
-    modules = ["aiflow_servers.runtime._forkserver", __name__]
-    if initialize is not None:
-        modules.append(initialize.__module__)
-    chosen.set_forkserver_preload(modules)
+    chosen.set_forkserver_preload(["aiflow_servers.runtime._forkserver", __name__, *modules])
     return chosen
 
 
 class Worker:
     """The server's handle of one worker process. Its methods block: call them in a thread."""
 
-    def __init__(self, ctx: ForkServerContext, initialize: Callable[[], object] | None) -> None:
+    def __init__(
+        self,
+        ctx: ForkServerContext,
+        modules: Sequence[str],
+        initialize: Callable[[], object] | None,
+    ) -> None:
         ours, theirs = ctx.Pipe()
         self._connection = ours
         self._process = ctx.Process(
-            target=_main, args=(theirs, initialize), name="aiflow-worker", daemon=True
+            target=_main, args=(theirs, modules, initialize), name="aiflow-worker", daemon=True
         )
         with _exit_codes:
             self._process.start()
@@ -130,13 +133,17 @@ class Worker:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _main(connection: Connection, initialize: Callable[[], object] | None) -> None:
+def _main(
+    connection: Connection, modules: Sequence[str], initialize: Callable[[], object] | None
+) -> None:
     # The server ends its workers when it has drained. Ctrl-C and supervisors signal the whole
     # process group, and must not end the jobs that the server is still waiting for.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
     try:
+        for module in modules:
+            importlib.import_module(module)
         if initialize is not None:
             initialize()
     except BaseException:  # noqa: BLE001 - told to the server, which reports it

@@ -44,8 +44,9 @@ class Workers:
     Args:
         size: number of processes; one per core by default.
         max_queue: jobs that may wait; one more is refused with OverloadedError.
-        initialize: picklable top-level function that each process calls before its first job, to
-            import what is heavy. Its module is imported once for all of them.
+        modules: names of the modules that hold the jobs, imported before the first job comes.
+        initialize: picklable top-level function that each process calls after that, to load what
+            its jobs need.
         recycle_after_jobs: a process is replaced, between jobs, after this many of them, against
             memory that libraries lose; 0 for never.
         observe_wait: told the seconds that each started job has waited.
@@ -56,6 +57,7 @@ class Workers:
         *,
         size: int | None = None,
         max_queue: int = 64,
+        modules: Sequence[str] = (),
         initialize: Callable[[], object] | None = None,
         recycle_after_jobs: int = 0,
         observe_wait: Callable[[float], object] = lambda _seconds: None,
@@ -64,10 +66,11 @@ class Workers:
         if self.size < 1:
             raise ValueError(f"{size} workers cannot do anything; start at least 1")
         self.max_queue = max_queue
+        self._modules = modules
         self._initialize = initialize
         self._recycle_after_jobs = recycle_after_jobs
         self._observe_wait = observe_wait
-        self._context = _worker.context(initialize)
+        self._context = _worker.context(modules)
         # One thread waits at each pipe, one pickles the next job.
         self._threads = ThreadPoolExecutor(2 * self.size, thread_name_prefix="workers")
         self._all: set[_worker.Worker] = set()
@@ -275,7 +278,9 @@ class Workers:
                 return
 
     async def _start_one(self) -> None:
-        worker = await asyncio.to_thread(_worker.Worker, self._context, self._initialize)
+        worker = await asyncio.to_thread(
+            _worker.Worker, self._context, self._modules, self._initialize
+        )
         self._all.add(worker)
         if self._closing.is_set():
             worker.kill()

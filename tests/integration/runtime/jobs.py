@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import time
 
@@ -24,6 +25,10 @@ def was_initialized() -> bool:
 
 def broken_initialize() -> None:
     raise ModuleNotFoundError("No module named 'heavy'")
+
+
+def has_imported(module: str) -> bool:
+    return module in sys.modules
 
 
 def pid() -> int:

@@ -54,6 +54,18 @@ async def test_a_worker_has_initialized_before_its_first_job_and_so_has_its_repl
     assert not jobs.initialized
 
 
+async def test_the_modules_of_the_jobs_are_imported_before_the_first_job() -> None:
+    async with working(modules=["wave"]) as workers:
+        assert await workers.run(jobs.has_imported, "wave")
+        assert not await workers.run(jobs.has_imported, "chunk_of_nothing")
+
+
+async def test_a_module_that_is_not_there_stops_the_start() -> None:
+    with pytest.raises(WorkerStartError, match="no_such_module"):
+        async with Workers(size=1, modules=["no_such_module"]):
+            pass
+
+
 async def test_workers_that_cannot_initialize_say_why() -> None:
     workers = Workers(size=2, initialize=jobs.broken_initialize)
     with pytest.raises(WorkerStartError, match="No module named 'heavy'"):
