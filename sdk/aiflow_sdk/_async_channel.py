@@ -159,9 +159,8 @@ class _UnaryCall:
     def __await__(self) -> Generator[Any, None, Any]:
         try:
             message, _, _ = yield from self._task.__await__()
-        except asyncio.CancelledError:
-            self._task.cancel()
-            raise
+        except asyncio.CancelledError as error:
+            raise _cancelled(self._plan, error) from None
         return message
 
     def cancel(self) -> bool:

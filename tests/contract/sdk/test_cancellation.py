@@ -49,6 +49,18 @@ async def test_cancelling_a_task_cancels_its_call_at_the_server() -> None:
                 assert await asyncio.to_thread(server.calls[-1].ended.wait, 5)
 
 
+async def test_cancelling_the_call_itself_is_a_typed_error_in_a_task_that_goes_on() -> None:
+    with serving(servicers=[(add_words, Words())]) as server:
+        async with AsyncClient(server.address) as client:
+            server.fail_next(HANG)
+            call: Any = client.stub(WordsStub).Echo(Text(value="x"))
+            await asyncio.to_thread(wait_for_call, server)
+            assert call.cancel()
+            with pytest.raises(errors.CallCancelledError):
+                await call
+            assert await asyncio.to_thread(server.calls[0].ended.wait, 5)
+
+
 async def test_asyncio_timeout_works_as_it_does_elsewhere() -> None:
     with serving({"double": double}) as server:
         async with AsyncClient(server.address) as client:

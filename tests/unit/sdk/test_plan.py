@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,3 +124,16 @@ def test_retry_and_timeouts_are_checked() -> None:
     for wrong in ({"attempts": 0}, {"min_wait_s": -1}, {"min_wait_s": 2.0, "max_wait_s": 1.0}):
         with pytest.raises(BadInputError):
             Retry(**wrong)
+
+
+def test_a_proto_can_say_that_a_method_is_harmless_to_repeat() -> None:
+    proto = descriptor_pb2.FileDescriptorProto(name="test/marks.proto", package="test.marks")
+    proto.message_type.add(name="M")
+    service = proto.service.add(name="S")
+    for name in ("Marked", "Unmarked"):
+        service.method.add(name=name, input_type=".test.marks.M", output_type=".test.marks.M")
+    service.method[0].options.idempotency_level = descriptor_pb2.MethodOptions.IDEMPOTENT
+    descriptor_pool.Default().AddSerializedFile(proto.SerializeToString())
+    assert new_plan(settings(), "/test.marks.S/Marked").safe
+    assert not new_plan(settings(), "/test.marks.S/Unmarked").safe
+    assert not new_plan(settings(), "/nobody.knows/It").safe

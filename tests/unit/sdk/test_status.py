@@ -2,6 +2,8 @@
 
 import pytest
 from google.rpc import error_details_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aiflow_sdk import errors, status
 
@@ -47,3 +49,37 @@ def test_a_status_without_details_is_told_by_its_code(
     code: str, message: str, cls: type[errors.AiflowError]
 ) -> None:
     assert type(status.from_parts(code=code, message=message, trailers=())) is cls
+
+
+@pytest.mark.parametrize(
+    ("what", "pushback", "retry_after_s"),
+    [
+        ("a wait in milliseconds", "1500", 1.5),
+        ("at once", "0", 0.0),
+        ("negative means never", "-1", status.NEVER_S),
+        ("not a number means never, as gRFC A6 says", "soon", status.NEVER_S),
+    ],
+)
+def test_push_back_is_read_as_grpc_clients_read_it(
+    what: str, pushback: str, retry_after_s: float
+) -> None:
+    got = status.from_parts(
+        code="UNAVAILABLE", message="", trailers=[("grpc-retry-pushback-ms", pushback)]
+    )
+    assert got.retry_after_s == retry_after_s
+
+
+def test_never_is_sent_as_push_back_alone() -> None:
+    sent = errors.UnavailableError("no", reason="DEADLINE_UNREACHABLE", retry_after_s=-1)
+    trailers = dict(status.to_trailers(sent))
+    assert trailers["grpc-retry-pushback-ms"] == "-1"
+    assert "retry-after" not in trailers
+    retry = error_details_pb2.RetryInfo()
+    assert not any(packed.Unpack(retry) for packed in status.to_status(sent).details)
+
+
+@given(st.binary())
+def test_details_that_are_no_status_do_not_hide_the_code(details: bytes) -> None:
+    trailers = [(status.DETAILS_KEY, details)]
+    got = status.from_parts(code="INTERNAL", message="boom", trailers=trailers)
+    assert (got.code, got.message) == ("INTERNAL", "boom")

@@ -1,0 +1,71 @@
+"""Small decisions of the command: waits, addresses, what bytes are, how log lines read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiflow_sdk import BadInputError
+from aiflow_sdk.command import files, mesh, up
+from aiflow_sdk.command.processes import Backoff
+
+
+@given(crashes=st.integers(1, 10_000), drawn=st.floats(0, 1))
+def test_restarts_wait_longer_each_time_up_to_a_bound(crashes: int, drawn: float) -> None:
+    wait_s = Backoff(min_s=0.5, max_s=10).wait_s(crashes, draw=lambda: drawn)
+    assert 0.25 <= wait_s <= 10
+    assert wait_s <= 0.5 * 2 ** min(crashes - 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("listening", "reachable"),
+    [
+        ("0.0.0.0:7600", "127.0.0.1:7600"),
+        ("[::]:7600", "127.0.0.1:7600"),
+        ("10.0.0.3:7600", "10.0.0.3:7600"),
+    ],
+)
+def test_a_server_on_every_interface_is_reached_on_this_machine(
+    listening: str, reachable: str
+) -> None:
+    assert mesh._reachable(listening) == reachable
+
+
+def test_a_free_port_is_chosen_before_the_router_starts() -> None:
+    claimed = mesh._claim("127.0.0.1:0", default="", name="--grpc", configured=False)
+    assert claimed is not None
+    assert claimed.startswith("127.0.0.1:")
+    assert not claimed.endswith(":0")
+    assert mesh._claim(None, default="127.0.0.1:0", name="--grpc", configured=True) is None
+    with pytest.raises(BadInputError, match="is not an address"):
+        mesh._claim("7600", default="", name="--grpc", configured=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"),
+    [
+        (b"\x89PNG\r\n\x1a\n", ".png"),
+        (b"\xff\xd8\xff\xe0", ".jpg"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", ".webp"),
+        (b"  <svg xmlns=", ".svg"),
+        (b"cup", ""),
+        (b"", ""),
+    ],
+)
+def test_pictures_are_known_by_their_first_bytes(data: bytes, suffix: str) -> None:
+    assert files.media_suffix(data) == suffix
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("plain", "plain"),
+        ('{"event": "up", "level": "info", "timestamp": "t", "n": 1, "a": "b"}', "up n=1 a=b"),
+        ('{"event": "bad", "level": "error", "exception": "T: x"}', "ERROR bad\nT: x"),
+        ('{"no": "event"}', '{"no": "event"}'),
+        ("[1]", "[1]"),
+    ],
+)
+def test_json_logs_are_shown_readably(line: str, shown: str) -> None:
+    assert up._readable(line) == shown
