@@ -1,4 +1,4 @@
-"""Calls of every kind pass through unchanged: messages, metadata, deadlines, cancellation, status."""
+"""Calls of every kind pass through unchanged, and what cannot be passed on is refused clearly."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,9 @@ DETAILS = status.to_trailers(errors.BadInputError("no", violations={"a": "b"}))[
 async def annotated(seen: Seen, context: Any) -> None:
     await context.send_initial_metadata((("i", "1"), ("i-bin", b"\x00\xff")))
     await echo(seen, context)
-    context.set_trailing_metadata((("t", "2"), ("t-bin", b"\xff\x00"), ("x-aiflow-served-by", "no")))
+    context.set_trailing_metadata(
+        (("t", "2"), ("t-bin", b"\xff\x00"), ("x-aiflow-served-by", "no"))
+    )
 
 
 async def aborting(seen: Seen, context: Any) -> None:
@@ -39,7 +41,9 @@ async def test_every_kind_passes_with_metadata_both_ways(kind: str) -> None:
         if kind == "stream_unary":
             request = iter([b"a"])  # The backend echoes, and one answer is allowed.
         call = getattr(m.channel, kind)("/a.Echo/Echo")(request, metadata=metadata, timeout=5)
-        answers = [message async for message in call] if server_streams == "stream" else [await call]
+        answers = (
+            [message async for message in call] if server_streams == "stream" else [await call]
+        )
         assert answers == ([b"a", b"bb"] if kind == "stream_stream" else [b"a"])
         assert dict(tuple(await call.initial_metadata())) == {"i": "1", "i-bin": b"\x00\xff"}
         trailing = dict(tuple(await call.trailing_metadata()))

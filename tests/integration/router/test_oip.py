@@ -73,9 +73,7 @@ async def tritons(*names: str) -> AsyncIterator[Mesh]:
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
             servers.append(server)
-            await m.register(
-                f"127.0.0.1:{port}", models=(name, "both"), services=(), backend=name
-            )
+            await m.register(f"127.0.0.1:{port}", models=(name, "both"), services=(), backend=name)
         try:
             yield m
         finally:

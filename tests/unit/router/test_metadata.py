@@ -52,7 +52,9 @@ def test_a_request_id_that_is_not_sane_is_replaced(bad: str) -> None:
 
 def test_a_sane_request_id_and_the_trace_id_are_kept() -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
-    head = read_head([("x-request-id", "job-7"), ("traceparent", f"00-{trace}-b7ad6b7169203331-01")])
+    head = read_head(
+        [("x-request-id", "job-7"), ("traceparent", f"00-{trace}-b7ad6b7169203331-01")]
+    )
     assert (head.request_id, head.trace_id) == ("job-7", trace)
 
 
