@@ -54,7 +54,7 @@ async def forward_stream(
         return back(await rpc.trailing_metadata())
     except grpc.aio.AioRpcError as failure:
         outcome = failure.code().name
-        lost = outcome == "UNAVAILABLE" and sender.lost(call, link)
+        lost = await sender.lost(call, link, failure)
         if lost and received and not failures.has_details(failure):
             raise failures.stream_broken(call) from failure
         raise failures.explained(
