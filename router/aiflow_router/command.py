@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -123,6 +124,7 @@ async def _run(config: Config) -> str:
         async with serving(config) as running:
             addresses = {"grpc": running.grpc_address, "http": running.http_address}
             print(json.dumps({"event": "listening", **addresses}), flush=True)  # noqa: T201 - read by whoever started us
+            gc.freeze()  # What is there now stays; collections need not look at it again.
             await stop.wait()
             await running.drain()
     except AddressInUseError as error:

@@ -7,6 +7,8 @@ so: without that a caller could not tell the two apart.
 
 from __future__ import annotations
 
+import re
+
 import grpc
 import grpc.aio
 
@@ -15,6 +17,18 @@ from aiflow_sdk import errors, status
 
 # The loop's timers and the transport's deadline are rounded differently.
 _CLOCK_SLACK_S = 0.005
+
+
+# Words of gRPC's own for a connection that broke under a call.
+_TRANSPORT = re.compile(
+    r"socket closed|connection reset|broken pipe|stream removed|goaway|keepalive|recvmsg",
+    re.IGNORECASE,
+)
+
+
+def reads_like_transport(failure: grpc.aio.AioRpcError) -> bool:
+    """Whether gRPC may have made this status up because the connection broke."""
+    return not has_details(failure) and bool(_TRANSPORT.search(failure.details() or ""))
 
 
 def has_details(failure: grpc.aio.AioRpcError) -> bool:

@@ -82,6 +82,14 @@ class Link:
                 return state is READY
         return False
 
+    async def drops(self, *, within_s: float) -> bool:
+        """Whether there is no connection now or a moment later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.ready():
+                    await self._channel.wait_for_state_change(READY)
+        return not self.ready()
+
     def unary(self, method: str) -> Unary:
         call = self._unary.get(method)
         if call is None:

@@ -7,8 +7,8 @@ and the names under which the router itself answers.
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ def read_head(metadata: Iterable[Pair]) -> Head:  # noqa: C901 - one pass over e
             match = _TRACEPARENT.fullmatch(str(value))
             trace_id = match[1] if match else ""
         onward.append((name, value))
-    request_id = request_id or secrets.token_hex(8)
+    request_id = request_id or f"{random.getrandbits(64):016x}"
     onward.append((REQUEST_ID, request_id))
     return Head(key=key, request_id=request_id, trace_id=trace_id, onward=tuple(onward))
 

@@ -23,6 +23,8 @@ from aiflow_router.forwarding.metadata import Pair, back
 from aiflow_router.telemetry.metrics import Metrics
 from aiflow_sdk import errors
 
+DROPS_WITHIN_S = 0.1
+
 
 class Sender:
     def __init__(
@@ -79,9 +81,16 @@ class Sender:
         link.call_ended()
         self._attempts(load.endpoint.backend, outcome)()
 
-    def lost(self, call: Call, link: Link) -> bool:
-        """Whether the connection broke; its endpoint is then given a rest."""
-        if link.ready():
+    async def lost(self, call: Call, link: Link, failure: grpc.aio.AioRpcError) -> bool:
+        """Whether the connection broke; its endpoint is then given a rest.
+
+        The call may hear of it before the channel does, so where the status reads like one that
+        gRPC made up the channel is given a moment.
+        """
+        if failure.code() is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        wait_s = DROPS_WITHIN_S if failures.reads_like_transport(failure) else 0.0
+        if link.ready() and not (wait_s and await link.drops(within_s=wait_s)):
             return False
         if call.load is not None:
             call.load.refused(now_s=self.clock())
@@ -115,13 +124,13 @@ class Sender:
                 return response, back(initial) if initial else [], back(trailing)
             except grpc.aio.AioRpcError as failure:
                 outcome = failure.code().name
-                own_status = self._after(call, link, failure, request, repeatable=repeatable)
+                own_status = await self._after(call, link, failure, request, repeatable=repeatable)
             finally:
                 call.backend_s += self.clock() - sent_s
                 self.release(call, link, outcome=outcome)
                 rpc.cancel()  # Does nothing to a call that is done.
 
-    def _after(
+    async def _after(
         self,
         call: Call,
         link: Link,
@@ -135,7 +144,7 @@ class Sender:
         Returned is the backend's own status, to be raised if the next attempt finds no endpoint.
         """
         unavailable = failure.code() is grpc.StatusCode.UNAVAILABLE
-        lost = unavailable and self.lost(call, link)
+        lost = await self.lost(call, link, failure)
         repeatable = (
             repeatable
             and unavailable

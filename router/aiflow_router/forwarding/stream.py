@@ -21,6 +21,8 @@ from aiflow_router.forwarding.sender import Sender
 from aiflow_sdk import errors
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
+HALF_CLOSE_AFTER_S = 0.001
+
 Check = Callable[[bytes], None]
 
 
@@ -52,7 +54,7 @@ async def forward_stream(
         return back(await rpc.trailing_metadata())
     except grpc.aio.AioRpcError as failure:
         outcome = failure.code().name
-        lost = outcome == "UNAVAILABLE" and sender.lost(call, link)
+        lost = await sender.lost(call, link, failure)
         if lost and received and not failures.has_details(failure):
             raise failures.stream_broken(call) from failure
         raise failures.explained(
@@ -96,11 +98,10 @@ class _Upstream:
             while (message := await self._context.read()) is not grpc.aio.EOF:
                 self._check(message)
                 await self._rpc.write(message)
-            # A caller that goes away also ends its messages; the backend must not take that for
-            # a completed upload, so a cancellation that is on its way may arrive first.
-            await asyncio.sleep(0)
-            if not self._context.cancelled():
-                await self._rpc.done_writing()
+            # A caller that goes away ends its messages too, and only a moment later is this task
+            # cancelled. The backend must not take that for a finished upload.
+            await asyncio.sleep(HALF_CLOSE_AFTER_S)
+            await self._rpc.done_writing()
         except errors.AiflowError as refusal:
             self.refusal = refusal
             self._rpc.cancel()

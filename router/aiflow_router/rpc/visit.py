@@ -57,8 +57,6 @@ class Visit:
     head: Head = _NO_HEAD
     tenant: str = UNKNOWN
     call: Call | None = None
-    code: str = "UNKNOWN"
-    reason: str = ""
 
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
         if self.call is None:
@@ -122,14 +120,14 @@ class Front:
                 self._enter(visit, context, right)
                 self.check_size(request)
                 response = await work(visit, request, context)
-                visit.code = "OK"
             except BaseException as error:
-                await self._end(visit, context, error)
+                await self._failed(visit, context, error, unary=True)
                 raise
             else:
+                self._ended(visit, "OK", unary=True)
                 return response
             finally:
-                self._left(visit, unary=True)
+                self._left()
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -150,12 +148,13 @@ class Front:
                 self._enter(visit, context, "call")
                 trailing = await work(visit, context)
                 context.set_trailing_metadata(visit.trailers(trailing))
-                visit.code = "OK"
             except BaseException as error:
-                await self._end(visit, context, error)
+                await self._failed(visit, context, error, unary=False)
                 raise
+            else:
+                self._ended(visit, "OK", unary=False)
             finally:
-                self._left(visit, unary=False)
+                self._left()
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -202,56 +201,66 @@ class Front:
                 retry_after_s=1.0,
             )
 
-    async def _end(self, visit: Visit, context: Context, error: BaseException) -> None:
-        """Tells the caller how the call failed; ends by raising, or returns to let `error` rise."""
-        if isinstance(error, asyncio.CancelledError):
-            visit.code = "CANCELLED"
-            if context.time_remaining() == 0:
-                visit.code = visit.reason = "DEADLINE_EXCEEDED"
+    async def _failed(
+        self, visit: Visit, context: Context, error: BaseException, *, unary: bool
+    ) -> None:
+        """Counts the failure, then tells the caller by raising; returns to let `error` rise."""
+        if isinstance(error, grpc.aio.InternalError):
+            # Nothing can be sent any more: the caller has gone, and the cancellation is on its way.
+            self._ended(visit, "CANCELLED", unary=unary)
+            raise asyncio.CancelledError from error
+        if not isinstance(error, Exception):
+            # A cancellation, by the caller or because its deadline passed.
+            late = context.time_remaining() == 0
+            self._ended(visit, "DEADLINE_EXCEEDED" if late else "CANCELLED", unary=unary)
             return
         if isinstance(error, grpc.aio.AioRpcError):
-            visit.code = error.code().name
-            visit.reason = "BACKEND_STATUS"
+            self._ended(visit, error.code().name, reason="BACKEND_STATUS", unary=unary)
+            initial = back(error.initial_metadata() or ()) if unary else ()
+            if initial:
+                await context.send_initial_metadata(tuple(initial))
             trailing = visit.trailers(back(error.trailing_metadata() or ()))
             await context.abort(error.code(), error.details() or "", trailing)
-        if isinstance(error, errors.AiflowError):
-            visit.code, visit.reason = error.code, error.reason
-            trailing = visit.trailers(status.to_trailers(error))
-            await context.abort(status.status_code(error), error.message, trailing)
-        if isinstance(error, Exception):
-            visit.code, visit.reason = "INTERNAL", "ROUTER_FAULT"
-            _log.exception(
-                "the router failed", method=visit.method, request_id=visit.head.request_id
+        if not isinstance(error, errors.AiflowError):
+            _log.error(
+                "the router failed",
+                method=visit.method,
+                request_id=visit.head.request_id,
+                exc_info=error,
             )
-            fault = errors.AiflowError(
+            error = errors.AiflowError(
                 "the router failed to handle this call; its log says why under this request id",
                 code="INTERNAL",
                 reason="ROUTER_FAULT",
             )
-            trailing = visit.trailers(status.to_trailers(fault))
-            await context.abort(grpc.StatusCode.INTERNAL, fault.message, trailing)
+        self._ended(visit, error.code, reason=error.reason, unary=unary)
+        trailing = visit.trailers(status.to_trailers(error))
+        await context.abort(status.status_code(error), error.message, trailing)
 
-    def _left(self, visit: Visit, *, unary: bool) -> None:
+    def _left(self) -> None:
         self.active -= 1
         if self.draining:
             self._one_left.set()
+
+    def _ended(self, visit: Visit, code: str, *, unary: bool, reason: str = "") -> None:
+        """Counts and logs the call, before its caller can see that it has ended."""
         duration_s = self._clock() - visit.started_s
-        self._metrics.requests(visit.tenant, visit.label, visit.code)()
+        self._metrics.requests(visit.tenant, visit.label, code)()
         self._metrics.duration(visit.label)(duration_s)
         call = visit.call
         if unary and call is not None:
             self._metrics.overhead(max(0.0, duration_s - call.backend_s))
-        if visit.quiet and visit.code == "OK":
+        if visit.quiet and code == "OK":
             return
         self._access.line(
             request_id=visit.head.request_id,
             trace_id=visit.head.trace_id,
             tenant=visit.tenant,
             model=visit.asked[:256],
-            method=visit.method,
+            method=visit.method[:256],
             endpoint=call.served_by() if call is not None else "",
             attempts=call.attempts if call is not None else 0,
-            code=visit.code,
-            reason=visit.reason,
+            code=code,
+            reason=reason,
             duration_s=duration_s,
         )

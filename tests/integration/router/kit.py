@@ -112,7 +112,7 @@ async def backend_process() -> AsyncIterator[tuple[str, asyncio.subprocess.Proce
 @dataclass
 class Mesh:
     router: Router
-    channel: grpc.aio.Channel
+    channel: Any  # Raw bytes; the stubs infer Never from the missing serializers.
     registry: registry_pb2_grpc.RegistryServiceAsyncStub
     log: list[bytes]
 

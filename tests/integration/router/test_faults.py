@@ -31,7 +31,7 @@ async def test_an_unreachable_endpoint_costs_no_call_and_is_left_alone(method: s
         for _ in range(20):
             call = m.channel.unary_unary(method)(infer("m"))
             await call
-            attempts.append(dict(await call.trailing_metadata())["x-aiflow-attempts"])
+            attempts.append(dict(tuple(await call.trailing_metadata()))["x-aiflow-attempts"])
         assert attempts.count("2") == 1
         entries = await m.endpoints()
         assert entries[NOWHERE].state == registry_pb2.ENDPOINT_STATE_UNREACHABLE

@@ -1,4 +1,4 @@
-"""Calls of every kind pass through unchanged: messages, metadata, deadlines, cancellation, status."""
+"""Calls of every kind pass through unchanged, and what cannot be passed on is refused clearly."""
 
 import asyncio
 from typing import Any
@@ -45,8 +45,8 @@ async def test_every_kind_passes_with_metadata_both_ways(kind: str) -> None:
             [message async for message in call] if server_streams == "stream" else [await call]
         )
         assert answers == ([b"a", b"bb"] if kind == "stream_stream" else [b"a"])
-        assert dict(await call.initial_metadata()) == {"i": "1", "i-bin": b"\x00\xff"}
-        trailing = dict(await call.trailing_metadata())
+        assert dict(tuple(await call.initial_metadata())) == {"i": "1", "i-bin": b"\x00\xff"}
+        trailing = dict(tuple(await call.trailing_metadata()))
         assert trailing == {
             "t": "2",
             "t-bin": b"\xff\x00",
@@ -59,7 +59,7 @@ async def test_every_kind_passes_with_metadata_both_ways(kind: str) -> None:
         assert seen.metadata["x-request-id"] == "job-1"
         assert seen.half_closed
         assert seen.time_remaining_s is not None
-        assert 3 < seen.time_remaining_s <= 5
+        assert 3 < seen.time_remaining_s < 5.1
 
 
 @pytest.mark.parametrize("method", ["/a.Echo/Abort", INFER])
@@ -70,7 +70,7 @@ async def test_a_backends_status_passes_unchanged(method: str) -> None:
             await m.channel.unary_unary(method)(infer("m"))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert caught.value.details() == "sinn \u00e4 no"
-        trailing = dict(caught.value.trailing_metadata() or ())
+        trailing = dict(tuple(caught.value.trailing_metadata() or ()))
         assert trailing["grpc-status-details-bin"] == DETAILS
         assert trailing["t-bin"] == b"\x01"
         assert trailing["x-request-id"]
@@ -88,7 +88,7 @@ async def test_initial_metadata_and_answers_come_before_the_caller_has_finished(
     async with backend(Echo=annotated) as server, mesh() as m:
         await m.register(server.address)
         call = m.channel.stream_stream("/a.Echo/Echo")()
-        assert dict(await call.initial_metadata())["i"] == "1"
+        assert dict(tuple(await call.initial_metadata()))["i"] == "1"
         for message in (b"1", b"2", b"3"):
             await call.write(message)
             assert await call.read() == message
@@ -114,16 +114,24 @@ async def test_a_cancelled_call_frees_the_backend_and_the_count(method: str) -> 
         assert (await m.endpoints())[server.address].inflight == 0
 
 
-async def test_a_cancelled_upload_is_never_taken_for_a_finished_one() -> None:
+async def test_a_cancelled_upload_is_never_taken_for_a_finished_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half_closed: list[object] = []
+
+    async def done_writing(call: object) -> None:
+        half_closed.append(call)
+
+    monkeypatch.setattr(grpc.aio.StreamStreamCall, "done_writing", done_writing)
     async with backend() as server, mesh() as m:
         await m.register(server.address)
-        for count in range(1, 31):
+        for _ in range(50):
             call = m.channel.stream_stream("/a.Echo/Echo")()
             await call.write(b"part")
             await call.read()
             call.cancel()
-            await until(lambda count=count: server.seen[count - 1].cancelled)  # type: ignore[misc]
-        assert not any(seen.half_closed for seen in server.seen)
+            await until(lambda: m.inflight() == 0)
+        assert not half_closed
 
 
 @pytest.mark.parametrize("method", ["/a.Echo/Hang", INFER])
