@@ -1,0 +1,218 @@
+"""The product alone: its colours freed of the background, its outline crisp and then feathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from aiflow_servers.imaging.codec import bad
+
+Floats = npt.NDArray[np.float32]
+
+# A mask pixel at least this sure of the product counts for its bounding box and its pieces.
+_SURE = 128
+# Pieces of the mask smaller than this share of the largest are specks of a model, not product.
+_SPECK_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutout:
+    """A product at its final size.
+
+    Attributes:
+        color: height x width x 3, 0 to 1, free of background colour up to and past the outline.
+        alpha: height x width, 0 to 1; exactly 0 along all four sides.
+        left, top, right, bottom: the product's bounding box inside the arrays, in pixels.
+    """
+
+    color: Floats
+    alpha: Floats
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def product_box(mask: Image.Image, *, field: str) -> tuple[tuple[int, int, int, int], Image.Image]:
+    """The bounding box (left, top, right, bottom) of the product and the mask without specks.
+
+    Raises:
+        BadInputError: the mask shows no product.
+    """
+    grey = np.asarray(mask)
+    sure = (grey >= _SURE).astype(np.uint8)
+    # Joined over small gaps first, so that straps and handles belong to their product.
+    reach = max(3, round(max(mask.size) * 0.01)) | 1
+    joined = cv2.dilate(sure, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
+    areas = np.bincount(labels[sure > 0], minlength=count)
+    if areas.sum() == 0:
+        raise bad(field, f"shows no product: no pixel is {_SURE} or brighter")
+    keep = areas >= areas.max() * _SPECK_SHARE
+    keep[0] = False
+    cleaned = np.where(keep[labels], grey, 0).astype(np.uint8)
+    boxes = stats[keep]
+    left, top = boxes[:, cv2.CC_STAT_LEFT].min(), boxes[:, cv2.CC_STAT_TOP].min()
+    right = (boxes[:, cv2.CC_STAT_LEFT] + boxes[:, cv2.CC_STAT_WIDTH]).max()
+    bottom = (boxes[:, cv2.CC_STAT_TOP] + boxes[:, cv2.CC_STAT_HEIGHT]).max()
+    inside = cleaned[top:bottom, left:right] >= _SURE
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    box = (
+        int(left + columns[0]),
+        int(top + rows[0]),
+        int(left + columns[-1] + 1),
+        int(top + rows[-1] + 1),
+    )
+    return box, Image.fromarray(cleaned)
+
+
+def cut_out(
+    photo: Image.Image,
+    mask: Image.Image,
+    *,
+    box: tuple[int, int, int, int],
+    width: float,
+    height: float,
+    feather_px: float,
+) -> Cutout:
+    """Cuts the product in `box` out and scales it so that it fits into `width` x `height`."""
+    left, top, right, bottom = box
+    scale = min(width / (right - left), height / (bottom - top))
+    # Room around for the blurs; beyond the photo the border pixels repeat and the mask is empty.
+    pad = round(6 + 4 / scale)
+    color = _crop(photo, box, pad=pad, beyond_empty=False)
+    alpha = _crop(mask, box, pad=pad, beyond_empty=True)
+    if scale < 1:  # work at the final size: a 40-megapixel photo costs no more than a small one
+        size = _scaled(color.size, scale)
+        color, alpha = (image.resize(size, Image.Resampling.LANCZOS) for image in (color, alpha))
+        product = _freed(_unit(color), _unit(alpha))
+        shape, grown = _unit(alpha), 1.0
+    else:
+        snapped = _snapped(_unit(color), _unit(alpha))
+        freed = _freed(_unit(color), snapped)
+        size = _scaled(color.size, scale)
+        product = _sharpened(_resized(freed, size), scale)
+        shape, grown = _resized(snapped, size), scale
+    edge = _outlined(shape, blur_px=1.0 * grown, feather_px=feather_px)
+    rows, columns = np.flatnonzero(edge.max(axis=1) > 0.5), np.flatnonzero(edge.max(axis=0) > 0.5)
+    if not rows.size:  # thinner than the outline's own blur
+        raise bad("mask", "shows a product too thin to be cut out; its parts are under two pixels")
+    return Cutout(
+        color=np.clip(product, 0, 1),
+        alpha=edge,
+        left=int(columns[0]),
+        top=int(rows[0]),
+        right=int(columns[-1] + 1),
+        bottom=int(rows[-1] + 1),
+    )
+
+
+def _crop(
+    image: Image.Image, box: tuple[int, int, int, int], *, pad: int, beyond_empty: bool
+) -> Image.Image:
+    left, top, right, bottom = box
+    inside = (
+        max(0, left - pad),
+        max(0, top - pad),
+        min(image.width, right + pad),
+        min(image.height, bottom + pad),
+    )
+    borders = (
+        inside[1] - (top - pad),
+        bottom + pad - inside[3],
+        inside[0] - (left - pad),
+        right + pad - inside[2],
+    )
+    kind = cv2.BORDER_CONSTANT if beyond_empty else cv2.BORDER_REPLICATE
+    return Image.fromarray(cv2.copyMakeBorder(np.asarray(image.crop(inside)), *borders, kind))
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _unit(image: Image.Image) -> Floats:
+    return np.asarray(image, dtype=np.float32) / np.float32(255)
+
+
+def _resized(array: Floats, size: tuple[int, int]) -> Floats:
+    return np.asarray(cv2.resize(array, size, interpolation=cv2.INTER_LANCZOS4), dtype=np.float32)
+
+
+def _snapped(color: Floats, alpha: Floats) -> Floats:
+    """The mask's soft edge moved onto the edge in the photo: a guided filter (He et al., 2010)."""
+    guide = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
+    window = (9, 9)
+
+    def mean(array: Floats) -> Floats:
+        return np.asarray(cv2.blur(array, window), dtype=np.float32)
+
+    mean_guide, mean_alpha = mean(guide), mean(alpha)
+    variance = mean(guide * guide) - mean_guide * mean_guide
+    slope = (mean(guide * alpha) - mean_guide * mean_alpha) / (variance + np.float32(2e-3))
+    offset = mean_alpha - slope * mean_guide
+    guided = np.clip(mean(slope) * guide + mean(offset), 0, 1)
+    # Where the mask is sure it stays so: a guide with texture must not eat holes into a product.
+    return np.where((alpha < 0.04) | (alpha > 0.96), alpha, guided).astype(np.float32)
+
+
+def _freed(color: Floats, alpha: Floats) -> Floats:
+    """Colours of the product alone, continued past its outline.
+
+    Blur-fusion foreground estimation (Forte, 2021): the product's colours, averaged over their
+    neighbourhood with the mask as weight, corrected by what the mixed pixel really shows.
+    """
+    result = color
+    for side in (41, 7):
+        result = _fused(color, result, alpha, side=side)
+    # Deep outside the mask says nothing; there the first estimate would be background colour.
+    return np.clip(result, 0, 1)
+
+
+def _fused(color: Floats, estimate: Floats, alpha: Floats, *, side: int) -> Floats:
+    tiny = np.float32(1e-4)
+    weight = alpha[..., None]
+    share = cv2.blur(alpha, (side, side))[..., None]
+    product = cv2.blur(estimate * weight, (side, side)) / (share + tiny)
+    ground = cv2.blur(color * (1 - weight), (side, side)) / (1 - share + tiny)
+    return np.asarray(
+        product + weight * (color - weight * product - (1 - weight) * ground), dtype=np.float32
+    )
+
+
+def _sharpened(color: Floats, scale: float) -> Floats:
+    """A mild unsharp mask that gives an enlarged picture back some of its bite."""
+    if scale < 1.2:
+        return color
+    soft = cv2.GaussianBlur(color, (0, 0), 0.6 * scale)
+    return np.asarray(cv2.addWeighted(color, 1.45, soft, -0.45, 0), dtype=np.float32)
+
+
+def _outlined(shape: Floats, *, blur_px: float, feather_px: float) -> Floats:
+    """The mask with an outline `feather_px` wide, drawn slightly inside the mask's own edge.
+
+    Smoothing first takes the steps of an enlarged mask away; then the contour at just over one
+    half is made crisp; the feather is laid over that.
+    """
+    smooth = cv2.GaussianBlur(shape, (0, 0), blur_px)
+    # Half a pixel of antialiasing to either side, whatever the slope of the smoothed edge.
+    dy, dx = (
+        cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8),
+        cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8),
+    )
+    slope = np.maximum(cv2.magnitude(dx, dy), np.float32(0.01))
+    crisp = np.clip((smooth - np.float32(0.55)) / slope + np.float32(0.5), 0, 1)
+    if feather_px > 0:
+        # A ramp of this width is what a box of the same width makes; two smaller ones are rounder.
+        side = max(1, round(feather_px * 0.5)) * 2 + 1
+        inner = cv2.erode(crisp, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+        crisp = cv2.GaussianBlur(inner, (0, 0), max(0.5, feather_px / 2.5))
+    crisp = np.asarray(crisp, dtype=np.float32)
+    crisp[crisp < 1 / 255] = 0
+    crisp[[0, -1], :] = 0
+    crisp[:, [0, -1]] = 0
+    return crisp
