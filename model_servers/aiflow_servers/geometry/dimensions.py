@@ -6,6 +6,7 @@ three candidates that cost least together win: clashes between them cost more th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -95,6 +96,15 @@ class _Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A dimension line to be tried: beside this edge (2 x 2), this many font sizes off."""
+
+    dimension: Dimension
+    edge: Array
+    offset: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Scene:
     """What all candidates share; `walls` are the outline's sides as a, b, c with a x + b y < c."""
 
@@ -125,7 +135,11 @@ def axes_of(cuboid: Cuboid) -> dict[Dimension, int]:
 
 
 def plan(
-    cuboid: Cuboid, *, image_size: tuple[int, int], lengths_cm: dict[Dimension, float], unit: Unit
+    cuboid: Cuboid,
+    *,
+    image_size: tuple[int, int],
+    lengths_cm: Mapping[Dimension, float],
+    unit: Unit,
 ) -> Plan:
     """Chooses edges, lines and label places.
 
@@ -133,8 +147,8 @@ def plan(
     together to what the picture holds.
 
     Raises:
-        RefusedError: BAD_GEOMETRY, where the box is out of the picture or a dimension is seen end
-            on and so has no length in it.
+        RefusedError: BAD_GEOMETRY, where the box is out of the picture or a dimension has no
+            edge that is seen, as from straight ahead.
     """
     width, height = image_size
     diagonal = float(np.hypot(cuboid.bounds.width, cuboid.bounds.height))
@@ -168,9 +182,7 @@ def _into_picture(cuboid: Cuboid, width: int, height: int, *, border: float) -> 
     return fit_into(cuboid, target)
 
 
-def _candidates(
-    scene: _Scene, dimension: Dimension, axis: int, label: str
-) -> list[_Candidate]:
+def _candidates(scene: _Scene, dimension: Dimension, axis: int, label: str) -> list[_Candidate]:
     bounds = scene.cuboid.bounds
     shortest = max(2.0, _SHORTEST_SHARE * float(np.hypot(bounds.width, bounds.height)))
     size = scene.font_px * np.array(
@@ -181,41 +193,44 @@ def _candidates(
         start, end = scene.cuboid.corners[edge.start], scene.cuboid.corners[edge.end]
         if np.hypot(*(end - start)) < shortest:
             continue
+        if not any(face in scene.visible for face in edge.faces):
+            continue
         cost = _edge_cost(scene, dimension, edge)
         for offset in _OFFSETS:
-            at_line = _at_line(scene, dimension, np.array([start, end]), offset, label, size)
+            line = _Line(dimension=dimension, edge=np.array([start, end]), offset=offset)
+            at_line = _at_line(scene, line, label, size)
             found += [
                 _Candidate(measure=c.measure, cost=c.cost + cost)
                 for c in sorted(at_line, key=lambda c: c.cost)[:5]
             ]
     if not found:
-        raise _refused(f"the {dimension.value} is seen end on and has no length in the picture")
+        raise _refused(
+            f"no edge along the {dimension.value} is seen from here; take a photo that shows more "
+            "than one side of the product"
+        )
     return found
 
 
 def _edge_cost(scene: _Scene, dimension: Dimension, edge: Edge) -> float:
-    """What is against measuring at this edge.
+    """What is against measuring at this visible edge.
 
     Best is an edge of the visible outline: for width and depth low and near, for height far out.
     """
-    seen = sum(face in scene.visible for face in edge.faces)
-    hidden = (70.0, 0.0, 30.0)[seen]
+    inner = 30.0 * all(face in scene.visible for face in edge.faces)
     middle = scene.cuboid.corners[[edge.start, edge.end]].mean(axis=0)
     bounds, center = scene.cuboid.bounds, scene.cuboid.center
     if dimension is Dimension.HEIGHT:
         outward = abs(middle[0] - center[0]) / max(bounds.width / 2, 1e-9)
         # Right is where the eye arrives last; a slight taste only.
-        return float(hidden + 9 * (1 - outward) + (middle[0] < center[0]))
+        return float(inner + 9 * (1 - outward) + (middle[0] < center[0]))
     low = (middle[1] - bounds.top) / max(bounds.height, 1e-9)
     top_face = (Y, 1) in edge.faces
-    return float(hidden + 9 * (1 - low) + 6 * top_face)
+    return float(inner + 9 * (1 - low) + 6 * top_face)
 
 
-def _at_line(
-    scene: _Scene, dimension: Dimension, edge: Array, offset: float, label: str, size: Array
-) -> list[_Candidate]:
+def _at_line(scene: _Scene, at: _Line, label: str, size: Array) -> list[_Candidate]:
     """Every place for the label of one dimension line; none where the line leaves the picture."""
-    font_px = scene.font_px
+    font_px, edge, offset = scene.font_px, at.edge, at.offset
     along = (edge[1] - edge[0]) / np.hypot(*(edge[1] - edge[0]))
     outward = np.array([-along[1], along[0]])
     if np.dot(outward, edge.mean(axis=0) - scene.cuboid.center) < 0:
@@ -225,7 +240,9 @@ def _at_line(
     if not _all_inside(np.vstack([line, tips]), scene.picture, 0.12 * font_px):
         return []
     off = offset - _OFFSETS[0]
-    base = (6 * off if off > 0 else -14 * off) + (25 if _inside(line.mean(axis=0)[None], scene)[0] else 0)
+    base = (6 * off if off > 0 else -14 * off) + (
+        25 if _inside(line.mean(axis=0)[None], scene)[0] else 0
+    )
     reach = _distance_to_segment(scene.cuboid.center, line)
     base += 300 if reach < 0.5 * font_px else 0
 
@@ -243,7 +260,7 @@ def _at_line(
         over_product = 6 * _points_inside(label_box, scene)
         over_center = 200 if _holds(label_box, scene.cuboid.center) else 0
         measure = Measure(
-            dimension=dimension,
+            dimension=at.dimension,
             edge=edge,
             line=line,
             extensions=np.stack([edge, tips], axis=1),
@@ -304,9 +321,7 @@ def _choose(choices: list[list[_Candidate]], font_px: float) -> list[Measure]:
     return chosen
 
 
-def _cheapest(
-    choices: list[list[_Candidate]], font_px: float
-) -> tuple[list[Measure], float]:
+def _cheapest(choices: list[list[_Candidate]], font_px: float) -> tuple[list[Measure], float]:
     first, second, third = choices
     one, two, three = (np.array([c.cost for c in choice]) for choice in choices)
     total = (
@@ -349,16 +364,20 @@ def _boxes(candidates: list[_Candidate]) -> Array:
 def _overlap(a: Array, b: Array, pad: float) -> Array:
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.asarray((high - low > -pad).all(axis=2), dtype=np.float64)
+    apart = high - low
+    return np.asarray((apart[..., 0] > -pad) & (apart[..., 1] > -pad), dtype=np.float64)
 
 
 def _strikes(boxes: Array, segments: Array, pad: float) -> Array:
-    """1 where a segment runs through a box: tried at points closer than a label is high."""
-    steps = np.linspace(0, 1, 33)[None, :, None]
-    points = segments[:, None, 0] * (1 - steps) + segments[:, None, 1] * steps
-    low, high = boxes[:, None, None, :2] - pad, boxes[:, None, None, 2:] + pad
-    hit = ((points[None] > low) & (points[None] < high)).all(axis=3)
-    return np.asarray(hit.any(axis=2), dtype=np.float64)
+    """1 where a segment runs through a box: where its shares within x and within y overlap."""
+    start = segments[None, :, 0]
+    along = segments[None, :, 1] - start
+    along = np.where(np.abs(along) < 1e-9, 1e-9, along)
+    one = (boxes[:, None, :2] - pad - start) / along
+    other = (boxes[:, None, 2:] + pad - start) / along
+    enters = np.maximum(0, np.minimum(one, other)).max(axis=2)
+    leaves = np.minimum(1, np.maximum(one, other)).min(axis=2)
+    return np.asarray(enters < leaves, dtype=np.float64)
 
 
 def _crosses(a: Array, b: Array) -> Array:

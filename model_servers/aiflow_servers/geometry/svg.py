@@ -28,20 +28,16 @@ def render(plan: Plan, *, image_size: tuple[int, int], color: str) -> str:
     """
     width, height = image_size
     ground = _ground(color)
-    parts = [
+    font_px, measures = plan.font_px, plan.measures
+    head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}">'
-    ]
+    )
     # All casings first: the casing of one dimension must not cut the line of another.
-    for measure in plan.measures:
-        parts.append(_lines(measure, plan.font_px, color=ground, grow=2 * _CASING, opacity=0.8))
-    for measure in plan.measures:
-        parts.append(f'<g id="{measure.dimension.value}">')
-        parts.append(_lines(measure, plan.font_px, color=color, grow=0, opacity=1))
-        parts.append("</g>")
-    parts += [_label(measure, plan.font_px, color=color, ground=ground) for measure in plan.measures]
-    parts.append("</svg>")
-    return "\n".join(parts)
+    casings = [_lines(m, font_px, color=ground, grow=2 * _CASING, opacity=0.8) for m in measures]
+    lines = [_lines(m, font_px, color=color, grow=0, opacity=1) for m in measures]
+    labels = [_label(m, font_px, color=color, ground=ground) for m in measures]
+    return "\n".join([head, *casings, *lines, *labels, "</svg>"])
 
 
 def _ground(color: str) -> str:
@@ -60,7 +56,10 @@ def _lines(measure: Measure, font_px: float, *, color: str, grow: float, opacity
     arrow = min(_ARROW_LENGTH * font_px, 0.36 * length)
     along = (end - start) / length
     drawn.append(_stroke(np.array([start + along * arrow * 0.8, end - along * arrow * 0.8]), thick))
-    drawn += [_arrow(start, -along, arrow, grow * font_px), _arrow(end, along, arrow, grow * font_px)]
+    drawn += [
+        _arrow(start, -along, arrow, grow * font_px),
+        _arrow(end, along, arrow, grow * font_px),
+    ]
     return (
         f'<g stroke="{color}" fill="{color}" opacity="{opacity}" stroke-linecap="round" '
         f'stroke-linejoin="round">{"".join(drawn)}</g>'

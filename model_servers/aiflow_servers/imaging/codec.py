@@ -15,7 +15,7 @@ from enum import Enum
 
 from PIL import Image, UnidentifiedImageError
 
-from aiflow_sdk.errors import BadInputError
+from aiflow_servers.imaging.violations import bad
 
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 32 * 1024 * 1024
@@ -58,16 +58,10 @@ class Picture:
     height: int
 
 
-def bad(field: str, problem: str) -> BadInputError:
-    """The error that says what is wrong with one field of the request."""
-    return BadInputError(f"{field}: {problem}", violations={field: problem})
-
-
-def parse_color(text: str, *, field: str, default: Rgb) -> Rgb:
-    if not text:
-        return default
+def parse_color(text: str) -> Rgb | None:
+    """What "#rrggbb" says; None for anything else."""
     if not _COLOR.fullmatch(text):
-        raise bad(field, f'must be a colour such as "#1a2b3c", not {text[:40]!r}')
+        return None
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 

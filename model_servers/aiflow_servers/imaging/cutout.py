@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aiflow_servers.imaging.codec import bad
+from aiflow_servers.imaging.violations import bad
 
 Floats = npt.NDArray[np.float32]
 
@@ -17,6 +19,12 @@ Floats = npt.NDArray[np.float32]
 _SURE = 128
 # Pieces of the mask smaller than this share of the largest are specks of a model, not product.
 _SPECK_SHARE = 0.01
+# A product with a longer side below this is a blot when enlarged, and takes memory to make.
+_SMALLEST_PX = 16
+# How much local contrast in the photo counts as an edge to which the mask is drawn.
+_TEXTURE = 2e-3
+# Photo pixels kept around the product while it is enlarged: the reach of the outline's blur.
+_RIM_PX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +49,7 @@ def product_box(mask: Image.Image, *, field: str) -> tuple[tuple[int, int, int, 
     """The bounding box (left, top, right, bottom) of the product and the mask without specks.
 
     Raises:
-        BadInputError: the mask shows no product.
+        BadInputError: the mask shows no product, or one too small to be enlarged.
     """
     grey = np.asarray(mask)
     sure = (grey >= _SURE).astype(np.uint8)
@@ -67,6 +75,8 @@ def product_box(mask: Image.Image, *, field: str) -> tuple[tuple[int, int, int, 
         int(left + columns[-1] + 1),
         int(top + rows[-1] + 1),
     )
+    if max(box[2] - box[0], box[3] - box[1]) < _SMALLEST_PX:
+        raise bad(field, f"shows a product of less than {_SMALLEST_PX} pixels; send a larger photo")
     return box, Image.fromarray(cleaned)
 
 
@@ -82,8 +92,8 @@ def cut_out(
     """Cuts the product in `box` out and scales it so that it fits into `width` x `height`."""
     left, top, right, bottom = box
     scale = min(width / (right - left), height / (bottom - top))
-    # Room around for the blurs; beyond the photo the border pixels repeat and the mask is empty.
-    pad = round(6 + 4 / scale)
+    # Room for the filters; beyond the photo the border pixels repeat and the mask is empty.
+    pad = _RIM_PX + math.ceil(4 / scale) if scale < 1 else 3 * _RIM_PX
     color = _crop(photo, box, pad=pad, beyond_empty=False)
     alpha = _crop(mask, box, pad=pad, beyond_empty=True)
     if scale < 1:  # work at the final size: a 40-megapixel photo costs no more than a small one
@@ -94,7 +104,9 @@ def cut_out(
     else:
         snapped = _snapped(_unit(color), _unit(alpha))
         freed = _freed(_unit(color), snapped)
-        size = _scaled(color.size, scale)
+        rim = slice(2 * _RIM_PX, -2 * _RIM_PX)
+        snapped, freed = snapped[rim, rim], freed[rim, rim]
+        size = _scaled((snapped.shape[1], snapped.shape[0]), scale)
         product = _sharpened(_resized(freed, size), scale)
         shape, grown = _resized(snapped, size), scale
     edge = _outlined(shape, blur_px=1.0 * grown, feather_px=feather_px)
@@ -135,29 +147,33 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def _floats(array: npt.NDArray[Any]) -> Floats:
+    return np.asarray(array, dtype=np.float32)
+
+
 def _unit(image: Image.Image) -> Floats:
     return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 def _resized(array: Floats, size: tuple[int, int]) -> Floats:
-    return np.asarray(cv2.resize(array, size, interpolation=cv2.INTER_LANCZOS4), dtype=np.float32)
+    return _floats(cv2.resize(array, size, interpolation=cv2.INTER_LANCZOS4))
 
 
 def _snapped(color: Floats, alpha: Floats) -> Floats:
     """The mask's soft edge moved onto the edge in the photo: a guided filter (He et al., 2010)."""
-    guide = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
+    guide = _floats(cv2.cvtColor(color, cv2.COLOR_RGB2GRAY))
     window = (9, 9)
 
     def mean(array: Floats) -> Floats:
-        return np.asarray(cv2.blur(array, window), dtype=np.float32)
+        return _floats(cv2.blur(array, window))
 
     mean_guide, mean_alpha = mean(guide), mean(alpha)
     variance = mean(guide * guide) - mean_guide * mean_guide
-    slope = (mean(guide * alpha) - mean_guide * mean_alpha) / (variance + np.float32(2e-3))
+    slope = (mean(guide * alpha) - mean_guide * mean_alpha) / (variance + _TEXTURE)
     offset = mean_alpha - slope * mean_guide
     guided = np.clip(mean(slope) * guide + mean(offset), 0, 1)
     # Where the mask is sure it stays so: a guide with texture must not eat holes into a product.
-    return np.where((alpha < 0.04) | (alpha > 0.96), alpha, guided).astype(np.float32)
+    return _floats(np.where((alpha < 0.04) | (alpha > 0.96), alpha, guided))
 
 
 def _freed(color: Floats, alpha: Floats) -> Floats:
@@ -169,19 +185,15 @@ def _freed(color: Floats, alpha: Floats) -> Floats:
     result = color
     for side in (41, 7):
         result = _fused(color, result, alpha, side=side)
-    # Deep outside the mask says nothing; there the first estimate would be background colour.
-    return np.clip(result, 0, 1)
+    return _floats(np.clip(result, 0, 1))
 
 
 def _fused(color: Floats, estimate: Floats, alpha: Floats, *, side: int) -> Floats:
-    tiny = np.float32(1e-4)
     weight = alpha[..., None]
     share = cv2.blur(alpha, (side, side))[..., None]
-    product = cv2.blur(estimate * weight, (side, side)) / (share + tiny)
-    ground = cv2.blur(color * (1 - weight), (side, side)) / (1 - share + tiny)
-    return np.asarray(
-        product + weight * (color - weight * product - (1 - weight) * ground), dtype=np.float32
-    )
+    product = cv2.blur(estimate * weight, (side, side)) / (share + 1e-4)
+    ground = cv2.blur(color * (1 - weight), (side, side)) / (1 - share + 1e-4)
+    return _floats(product + weight * (color - weight * product - (1 - weight) * ground))
 
 
 def _sharpened(color: Floats, scale: float) -> Floats:
@@ -189,29 +201,27 @@ def _sharpened(color: Floats, scale: float) -> Floats:
     if scale < 1.2:
         return color
     soft = cv2.GaussianBlur(color, (0, 0), 0.6 * scale)
-    return np.asarray(cv2.addWeighted(color, 1.45, soft, -0.45, 0), dtype=np.float32)
+    return _floats(cv2.addWeighted(color, 1.45, soft, -0.45, 0))
 
 
 def _outlined(shape: Floats, *, blur_px: float, feather_px: float) -> Floats:
-    """The mask with an outline `feather_px` wide, drawn slightly inside the mask's own edge.
+    """The mask with a soft edge `feather_px` wide, inside the mask's own outline.
 
-    Smoothing first takes the steps of an enlarged mask away; then the contour at just over one
-    half is made crisp; the feather is laid over that.
+    Smoothing takes the steps of an enlarged mask away; the contour at just over one half is made
+    crisp; from there inwards the feather rises with the distance.
     """
-    smooth = cv2.GaussianBlur(shape, (0, 0), blur_px)
+    smooth = _floats(cv2.GaussianBlur(shape, (0, 0), blur_px))
     # Half a pixel of antialiasing to either side, whatever the slope of the smoothed edge.
-    dy, dx = (
-        cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8),
+    slope = cv2.magnitude(
         cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8),
+        cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8),
     )
-    slope = np.maximum(cv2.magnitude(dx, dy), np.float32(0.01))
-    crisp = np.clip((smooth - np.float32(0.55)) / slope + np.float32(0.5), 0, 1)
+    crisp = np.clip((smooth - 0.55) / np.maximum(slope, 0.01) + 0.5, 0, 1)
     if feather_px > 0:
-        # A ramp of this width is what a box of the same width makes; two smaller ones are rounder.
-        side = max(1, round(feather_px * 0.5)) * 2 + 1
-        inner = cv2.erode(crisp, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-        crisp = cv2.GaussianBlur(inner, (0, 0), max(0.5, feather_px / 2.5))
-    crisp = np.asarray(crisp, dtype=np.float32)
+        depth = cv2.distanceTransform((crisp > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+        ramp = np.clip(depth / feather_px, 0, 1)
+        crisp = cv2.GaussianBlur(np.minimum(crisp, ramp * ramp * (3 - 2 * ramp)), (0, 0), 0.6)
+    crisp = _floats(crisp)
     crisp[crisp < 1 / 255] = 0
     crisp[[0, -1], :] = 0
     crisp[:, [0, -1]] = 0

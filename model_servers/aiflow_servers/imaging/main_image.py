@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from aiflow_servers.imaging import codec, text
-from aiflow_servers.imaging.codec import Format, Picture, Rgb, bad
+from aiflow_servers.imaging.codec import Format, Picture, Rgb
 from aiflow_servers.imaging.cutout import Cutout, Floats, cut_out, product_box
+from aiflow_servers.imaging.violations import bad
 
 # Typography, as shares of the canvas.
 _TITLE_LARGEST = 0.046

@@ -17,7 +17,8 @@ from itertools import groupby
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
-from aiflow_servers.imaging.codec import Rgb, bad
+from aiflow_servers.imaging.codec import Rgb
+from aiflow_servers.imaging.violations import bad
 
 FAMILY = "Inter"
 TRACKING_EM = -0.012  # large text is set a little tighter, as Inter's own display sizes are
@@ -43,6 +44,12 @@ INTER = Face(
 )
 # Face 2 of the collection has the shapes of simplified Chinese and still every other sign.
 CJK = Face(path=_path("manimgx_fonts_cjk", "NotoSansCJK-VF.otf.ttc"), index=2, axes=(_SEMIBOLD,))
+
+
+def load() -> None:
+    """Reads the fonts' coverage now, so that the first picture does not wait for it."""
+    face_of("A")
+    face_of("\u4e2d")
 
 
 def normalise(text: str) -> str:
@@ -136,7 +143,7 @@ def _breaks(text: str) -> Iterator[tuple[int, int]]:
         closing = unicodedata.category(after) in ("Po", "Pe", "Pf")
         if after == " ":
             yield i, i + 1
-        elif before in "-–—/" or (CJK in (face_of(before), face_of(after)) and not closing):
+        elif before in "-/" or (CJK in (face_of(before), face_of(after)) and not closing):
             yield i, i
 
 
@@ -152,8 +159,9 @@ def _positions(text: str, size_px: float) -> list[float]:
         run = "".join(chars)
         font = _font(face, size_px)
         start = positions[-1]
-        for end in range(1, len(run) + 1):
-            positions.append(start + font.getlength(run[:end]) + tracking * end)
+        positions += [
+            start + font.getlength(run[:end]) + tracking * end for end in range(1, len(run) + 1)
+        ]
     return positions
 
 
