@@ -164,7 +164,7 @@ def _snapped(color: Floats, alpha: Floats) -> Floats:
     guide = _floats(cv2.cvtColor(color, cv2.COLOR_RGB2GRAY))
     window = (9, 9)
 
-    def mean(array: Floats) -> Floats:
+    def mean(array: npt.NDArray[Any]) -> Floats:
         return _floats(cv2.blur(array, window))
 
     mean_guide, mean_alpha = mean(guide), mean(alpha)
@@ -211,18 +211,19 @@ def _outlined(shape: Floats, *, blur_px: float, feather_px: float) -> Floats:
     crisp; from there inwards the feather rises with the distance.
     """
     smooth = _floats(cv2.GaussianBlur(shape, (0, 0), blur_px))
-    # Half a pixel of antialiasing to either side, whatever the slope of the smoothed edge.
     slope = cv2.magnitude(
         cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8),
         cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8),
     )
-    crisp = np.clip((smooth - 0.55) / np.maximum(slope, 0.01) + 0.5, 0, 1)
+    # Pixels inside the contour: true to a fraction of one near it, by the slope there.
+    near = (smooth - 0.55) / np.maximum(slope, 0.01)
+    ramp = np.clip(near + 0.5, 0, 1)
     if feather_px > 0:
-        depth = cv2.distanceTransform((crisp > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
-        ramp = np.clip(depth / feather_px, 0, 1)
-        crisp = cv2.GaussianBlur(np.minimum(crisp, ramp * ramp * (3 - 2 * ramp)), (0, 0), 0.6)
-    crisp = _floats(crisp)
-    crisp[crisp < 1 / 255] = 0
-    crisp[[0, -1], :] = 0
-    crisp[:, [0, -1]] = 0
-    return crisp
+        far = cv2.distanceTransform((near > 0).astype(np.uint8), cv2.DIST_L2, 5)
+        ramp = np.clip(np.minimum(near, far + 0.7) / feather_px, 0, 1)
+        ramp = ramp * ramp * (3 - 2 * ramp)
+    edge = _floats(ramp)
+    edge[edge < 1 / 255] = 0
+    edge[[0, -1], :] = 0
+    edge[:, [0, -1]] = 0
+    return edge
