@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any
@@ -25,40 +26,51 @@ from aiflow_sdk import errors
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
+# Starting a process collects the exit codes of all others; two threads that read the same code at
+# once would each get half of the truth.
+_exit_codes = threading.Lock()
+
 
 class WorkerDiedError(Exception):
-    """The process ended before it answered."""
+    """The process ended while it ran the job."""
+
+
+class NotStartedError(Exception):
+    """The process had ended before it took the job, which can safely go to another."""
 
 
 class WorkerStartError(Exception):
     """The process could not be made ready for work."""
 
 
-def context(initialize: Callable[[], object] | None) -> ForkServerContext:
+def context(modules: Sequence[str]) -> ForkServerContext:
     """How workers are started: forked off a clean helper process.
 
     A server's own process must not be forked, because gRPC's threads do not survive it. The helper
-    has no such threads and has already imported the libraries of `initialize`'s module, so that a
-    replacement is there in milliseconds.
+    has no such threads and has already imported `modules`, so that a replacement is there in
+    milliseconds. (One that it cannot import is left to the worker, which says what is wrong.)
     """
     chosen = multiprocessing.get_context("forkserver")
-    modules = ["aiflow_servers.runtime._forkserver", __name__]
-    if initialize is not None:
-        modules.append(initialize.__module__)
-    chosen.set_forkserver_preload(modules)
+    chosen.set_forkserver_preload(["aiflow_servers.runtime._forkserver", __name__, *modules])
     return chosen
 
 
 class Worker:
     """The server's handle of one worker process. Its methods block: call them in a thread."""
 
-    def __init__(self, ctx: ForkServerContext, initialize: Callable[[], object] | None) -> None:
+    def __init__(
+        self,
+        ctx: ForkServerContext,
+        modules: Sequence[str],
+        initialize: Callable[[], object] | None,
+    ) -> None:
         ours, theirs = ctx.Pipe()
         self._connection = ours
         self._process = ctx.Process(
-            target=_main, args=(theirs, initialize), name="aiflow-worker", daemon=True
+            target=_main, args=(theirs, modules, initialize), name="aiflow-worker", daemon=True
         )
-        self._process.start()
+        with _exit_codes:
+            self._process.start()
         theirs.close()  # so that the worker's death is the end of the pipe
         self.pid = self._process.pid or 0
         self.sentinel = self._process.sentinel  # readable when the process has ended
@@ -77,15 +89,19 @@ class Worker:
         if problem:
             raise WorkerStartError(problem)
 
-    @property
-    def alive(self) -> bool:
-        return self._process.is_alive()
-
     def call(self, payload: bytes) -> tuple[bool, Any]:
-        """Runs one pickled (function, args, kwargs): (True, result) or (False, exception)."""
+        """Runs one pickled (function, args, kwargs): (True, result) or (False, exception).
+
+        Raises:
+            NotStartedError, WorkerDiedError: the process is dead.
+        """
         self.jobs += 1
         try:
             self._connection.send_bytes(payload)
+            self._connection.recv_bytes()  # it has the job
+        except (EOFError, OSError) as error:
+            raise NotStartedError from error
+        try:
             answer = self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise WorkerDiedError(self._describe_end()) from error
@@ -96,30 +112,38 @@ class Worker:
         """Ends the process now, whatever it is doing. Does not block."""
         self._process.kill()
 
-    def join(self) -> None:
-        """Waits until a killed process has ended, and frees what belongs to it."""
-        self._process.join()
+    def join(self) -> int:
+        """Waits until the process has ended; its exit code, as multiprocessing gives it."""
+        wait([self.sentinel])
+        with _exit_codes:
+            self._process.join()
+            return self._process.exitcode or 0
+
+    def close(self) -> None:
+        """Frees what belongs to a process that has been joined."""
         self._connection.close()
         self._process.close()
 
     def _describe_end(self) -> str:
-        self._process.join(1)
-        code = self._process.exitcode
-        if code is None:
+        if not wait([self.sentinel], timeout=1):
             return "its pipe closed"
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"{name}; the kernel does this when memory runs out" if code == -9 else name
-        return f"exit code {code}"
+        code = self.join()
+        if code == -signal.SIGKILL:
+            return "SIGKILL; the kernel does this when memory runs out"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _main(connection: Connection, initialize: Callable[[], object] | None) -> None:
+def _main(
+    connection: Connection, modules: Sequence[str], initialize: Callable[[], object] | None
+) -> None:
     # The server ends its workers when it has drained. Ctrl-C and supervisors signal the whole
     # process group, and must not end the jobs that the server is still waiting for.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
     try:
+        for module in modules:
+            importlib.import_module(module)
         if initialize is not None:
             initialize()
     except BaseException:  # noqa: BLE001 - told to the server, which reports it
@@ -129,7 +153,9 @@ def _main(connection: Connection, initialize: Callable[[], object] | None) -> No
     # The end of the pipe is the server's way to say goodbye.
     with contextlib.suppress(EOFError, OSError):
         while True:
-            connection.send_bytes(_answer(connection.recv_bytes()))
+            payload = connection.recv_bytes()
+            connection.send_bytes(b"")
+            connection.send_bytes(_answer(payload))
 
 
 def _answer(payload: bytes) -> bytes:

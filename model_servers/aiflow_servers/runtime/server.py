@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_servers.runtime import address as addresses
+from aiflow_servers.runtime._worker import WorkerStartError
 from aiflow_servers.runtime.calls import Calls
 from aiflow_servers.runtime.metrics import Metrics
 from aiflow_servers.runtime.registration import Registration
@@ -39,9 +41,10 @@ class Server:
     name: str
     # Full gRPC service names that `add` adds.
     services: tuple[str, ...]
-    # Adds the servicers; called once, inside the running event loop.
+    # Adds the servicers; called once, inside the running event loop. Worker processes import the
+    # module that it is in before their first job.
     add: Callable[[grpc.aio.Server, Workers], None]
-    # Picklable top-level function that each worker process calls before its first job.
+    # Picklable top-level function that each worker process then calls, to load models and tables.
     initialize: Callable[[], object] | None = None
 
 
@@ -103,6 +106,7 @@ async def serving(
     pool = Workers(
         size=workers,
         max_queue=max_queue,
+        modules=(server.add.__module__,),
         initialize=server.initialize,
         recycle_after_jobs=recycle_after_jobs,
         observe_wait=metrics.queue_wait.observe,
@@ -156,11 +160,16 @@ def _bound(address: str, calls: Calls) -> tuple[grpc.aio.Server, int]:
             ("grpc.so_reuseport", 0),
         ],
     )
-    addresses.split(address)
+    host, port = addresses.split(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # gRPC says neither which error it met nor keeps its own line about it off stderr.
+        socket.create_server((host, port), family=family).close()
         return server, server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: it is taken, or not ours") from error
+    except (OSError, RuntimeError) as error:
+        raise StartError(
+            f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _advertised(bound: str, advertise: str | None, router: str) -> str:
@@ -178,13 +187,19 @@ async def _http(listen: str, metrics: Metrics, healths: _Healths) -> AsyncIterat
         try:
             bound = await stack.enter_async_context(pages)
         except OSError as error:
-            raise StartError(f"cannot listen on {listen} (HTTP): {error.strerror}") from error
+            raise StartError(f"cannot listen on {listen}: {error.strerror}") from error
         yield bound
 
 
 @asynccontextmanager
 async def _started(workers: Workers) -> AsyncIterator[None]:
-    async with workers:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(workers)
+        except WorkerStartError as error:
+            _log.error("worker_start_failed", problem=str(error))
+            last_line = str(error).strip().rpartition("\n")[2]
+            raise StartError(f"the worker processes do not start: {last_line}") from error
         yield
 
 

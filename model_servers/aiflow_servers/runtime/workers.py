@@ -44,8 +44,9 @@ class Workers:
     Args:
         size: number of processes; one per core by default.
         max_queue: jobs that may wait; one more is refused with OverloadedError.
-        initialize: picklable top-level function that each process calls before its first job, to
-            import what is heavy. Its module is imported once for all of them.
+        modules: names of the modules that hold the jobs, imported before the first job comes.
+        initialize: picklable top-level function that each process calls after that, to load what
+            its jobs need.
         recycle_after_jobs: a process is replaced, between jobs, after this many of them, against
             memory that libraries lose; 0 for never.
         observe_wait: told the seconds that each started job has waited.
@@ -56,6 +57,7 @@ class Workers:
         *,
         size: int | None = None,
         max_queue: int = 64,
+        modules: Sequence[str] = (),
         initialize: Callable[[], object] | None = None,
         recycle_after_jobs: int = 0,
         observe_wait: Callable[[float], object] = lambda _seconds: None,
@@ -64,10 +66,11 @@ class Workers:
         if self.size < 1:
             raise ValueError(f"{size} workers cannot do anything; start at least 1")
         self.max_queue = max_queue
+        self._modules = modules
         self._initialize = initialize
         self._recycle_after_jobs = recycle_after_jobs
         self._observe_wait = observe_wait
-        self._context = _worker.context(initialize)
+        self._context = _worker.context(modules)
         # One thread waits at each pipe, one pickles the next job.
         self._threads = ThreadPoolExecutor(2 * self.size, thread_name_prefix="workers")
         self._all: set[_worker.Worker] = set()
@@ -149,12 +152,25 @@ class Workers:
             UnavailableError: the process died (reason WORKER_DIED), or the server is closing.
             Exception: whatever `function` raised; the worker's traceback is in its notes.
         """
-        worker = await self._take()
+        while True:
+            worker = await self._take()
+            try:
+                fine, value = await self._call(worker, function, args, kwargs)
+            except _worker.NotStartedError:
+                continue  # it had died idle; any other will do
+            if fine:
+                result: T = value
+                return result
+            raise value
+
+    async def _call(
+        self, worker: _worker.Worker, function: Callable[..., T], *arguments: Any
+    ) -> tuple[bool, Any]:
         loop = asyncio.get_running_loop()
         try:
             # In a thread, for the arguments may be large.
             payload = await loop.run_in_executor(
-                self._threads, pickle.dumps, (function, args, kwargs), pickle.HIGHEST_PROTOCOL
+                self._threads, pickle.dumps, (function, *arguments), pickle.HIGHEST_PROTOCOL
             )
         except BaseException:
             self._release(worker)
@@ -164,7 +180,7 @@ class Workers:
         self._calls.add(call)
         call.add_done_callback(self._called)
         try:
-            fine, value = await asyncio.shield(call)
+            outcome = await asyncio.shield(call)
         except asyncio.CancelledError:
             self._replace(worker, "cancelled", call)
             raise
@@ -176,27 +192,22 @@ class Workers:
                 retry_after_s=0.1,
             ) from error
         except BaseException:
-            self._replace(worker, "died", call)  # its answer cannot be understood
+            # Dead before it began, or its answer cannot be understood.
+            self._replace(worker, "died", call)
             raise
         self._mean_job_s += 0.1 * (time.monotonic() - started - self._mean_job_s)
         if self._recycle_after_jobs and worker.jobs >= self._recycle_after_jobs:
             self._replace(worker, "recycled", call)
         else:
             self._release(worker)
-        if not fine:
-            raise value
-        result: T = value
-        return result
+        return outcome
 
     async def _take(self) -> _worker.Worker:
         if self._closing.is_set():
             raise _closing()
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.alive:
-                self._observe_wait(0.0)
-                return worker
-            self._replace(worker, "died")
+        if self._idle:
+            self._observe_wait(0.0)
+            return self._idle.pop()
         if len(self._waiting) >= self.max_queue:
             drained_s = self._mean_job_s * len(self._waiting) / self.size
             raise errors.OverloadedError(
@@ -267,7 +278,9 @@ class Workers:
                 return
 
     async def _start_one(self) -> None:
-        worker = await asyncio.to_thread(_worker.Worker, self._context, self._initialize)
+        worker = await asyncio.to_thread(
+            _worker.Worker, self._context, self._modules, self._initialize
+        )
         self._all.add(worker)
         if self._closing.is_set():
             worker.kill()
@@ -285,6 +298,7 @@ class Workers:
     async def _end(self, worker: _worker.Worker) -> None:
         asyncio.get_running_loop().remove_reader(worker.sentinel)
         await asyncio.to_thread(worker.join)
+        worker.close()
         self._all.discard(worker)
 
     def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
