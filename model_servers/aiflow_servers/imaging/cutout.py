@@ -100,16 +100,17 @@ def cut_out(
         size = _scaled(color.size, scale)
         color, alpha = (image.resize(size, Image.Resampling.LANCZOS) for image in (color, alpha))
         product = _freed(_unit(color), _unit(alpha))
-        shape, grown = _unit(alpha), 1.0
+        shape = _smoothed(_unit(alpha))
     else:
         snapped = _snapped(_unit(color), _unit(alpha))
         freed = _freed(_unit(color), snapped)
         rim = slice(2 * _RIM_PX, -2 * _RIM_PX)
         snapped, freed = snapped[rim, rim], freed[rim, rim]
         size = _scaled((snapped.shape[1], snapped.shape[0]), scale)
-        product = _sharpened(_resized(freed, size), scale)
-        shape, grown = _resized(snapped, size), scale
-    edge = _outlined(shape, blur_px=1.0 * grown, feather_px=feather_px)
+        # Both filters before the enlargement: the same to the eye, and as fast at any scale.
+        product = _resized(_sharpened(freed) if scale >= 1.2 else freed, size)
+        shape = _resized(_smoothed(snapped), size)
+    edge = _outlined(shape, feather_px=feather_px)
     rows, columns = np.flatnonzero(edge.max(axis=1) > 0.5), np.flatnonzero(edge.max(axis=0) > 0.5)
     if not rows.size:  # thinner than the outline's own blur
         raise bad("mask", "shows a product too thin to be cut out; its parts are under two pixels")
@@ -196,21 +197,23 @@ def _fused(color: Floats, estimate: Floats, alpha: Floats, *, side: int) -> Floa
     return _floats(product + weight * (color - weight * product - (1 - weight) * ground))
 
 
-def _sharpened(color: Floats, scale: float) -> Floats:
-    """A mild unsharp mask that gives an enlarged picture back some of its bite."""
-    if scale < 1.2:
-        return color
-    soft = cv2.GaussianBlur(color, (0, 0), 0.6 * scale)
+def _sharpened(color: Floats) -> Floats:
+    """A mild unsharp mask that gives a picture to be enlarged some of its bite in advance."""
+    soft = cv2.GaussianBlur(color, (0, 0), 0.6)
     return _floats(cv2.addWeighted(color, 1.45, soft, -0.45, 0))
 
 
-def _outlined(shape: Floats, *, blur_px: float, feather_px: float) -> Floats:
+def _smoothed(alpha: Floats) -> Floats:
+    """Without the steps that a mask shows when it is enlarged."""
+    return _floats(cv2.GaussianBlur(alpha, (0, 0), 1.0))
+
+
+def _outlined(smooth: Floats, *, feather_px: float) -> Floats:
     """The mask with a soft edge `feather_px` wide, inside the mask's own outline.
 
-    Smoothing takes the steps of an enlarged mask away; the contour at just over one half is made
-    crisp; from there inwards the feather rises with the distance.
+    The contour of the smoothed mask at just over one half is made crisp; from there inwards the
+    feather rises with the distance.
     """
-    smooth = _floats(cv2.GaussianBlur(shape, (0, 0), blur_px))
     slope = cv2.magnitude(
         cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8),
         cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8),
@@ -218,7 +221,7 @@ def _outlined(shape: Floats, *, blur_px: float, feather_px: float) -> Floats:
     # Pixels inside the contour: true to a fraction of one near it, by the slope there.
     near = (smooth - 0.55) / np.maximum(slope, 0.01)
     ramp = np.clip(near + 0.5, 0, 1)
-    if feather_px > 0:
+    if feather_px > 1:
         far = cv2.distanceTransform((near > 0).astype(np.uint8), cv2.DIST_L2, 5)
         ramp = np.clip(np.minimum(near, far + 0.7) / feather_px, 0, 1)
         ramp = ramp * ramp * (3 - 2 * ramp)

@@ -55,7 +55,7 @@ class _Title:
 
     @property
     def height_px(self) -> float:
-        return self.size_px * (1 + _LINE_SPACING * (len(self.lines) - 1))
+        return self.size_px * (1.1 + _LINE_SPACING * (len(self.lines) - 1))
 
 
 def compose_main_image(photo: bytes, mask: bytes, layout: Layout) -> MainImage:
@@ -117,7 +117,7 @@ def _set_title(layout: Layout) -> _Title | None:
     side = layout.canvas_px
     fitted = text.fit_lines(
         words,
-        width=side - 2 * _border_px(layout),
+        width=side - 2 * _border_px(layout) - 2,
         lines=2,
         largest_px=_TITLE_LARGEST * side,
         smallest_px=max(_TITLE_SMALLEST * side, _TITLE_SMALLEST_PX),
@@ -139,7 +139,7 @@ def _draw_title(image: Image.Image, title: _Title, layout: Layout, *, top: float
             image,
             line,
             center_x=image.width / 2,
-            # Capitals are about 0.73 em high and hanging letters 0.2 em, in 1 em of height.
+            # Capitals are about 0.73 em high; hanging letters take up to 0.3 em.
             baseline_y=top + title.size_px * (0.78 + _LINE_SPACING * number),
             size_px=title.size_px,
             color=ink,

@@ -130,6 +130,8 @@ def fit_lines(
         two = min(largest_px, _UNIT_PX * width / max(head_px, tail_px, 1e-6))
         if pairs and two * 0.75 > one:
             best, size = [text[:end], text[start:]], two
+    # Letters are fitted to whole pixels, so that small ones run wider than in proportion.
+    size *= min(1.0, width / max(width_px(line, size) for line in best))
     return (best, size) if size >= smallest_px else None
 
 

@@ -38,12 +38,11 @@ def compose(
 @given(
     margin=st.floats(0.02, 0.3),
     feather_px=st.floats(0, 32),
-    canvas_px=st.integers(256, 500),
+    canvas_px=st.integers(400, 600),
     shadow=st.booleans(),
     title=st.sampled_from(["", "Cup", "Red espresso cup with saucer and a small spoon, 60 ml"]),
-    box=st.tuples(
-        st.integers(0, 40), st.integers(0, 40), st.integers(60, 120), st.integers(60, 90)
-    ),
+    left_top=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    right_bottom=st.tuples(st.integers(60, 120), st.integers(60, 90)),
 )
 def test_nothing_ever_touches_the_margin(
     *,
