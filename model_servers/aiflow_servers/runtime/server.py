@@ -111,30 +111,28 @@ async def serving(
         recycle_after_jobs=recycle_after_jobs,
         observe_wait=metrics.queue_wait.observe,
     )
-    grpc_server, port = _bound(address, calls)
-    bound = addresses.join(addresses.split(address)[0], port)
-    registration = None
-    if router is not None:
-        registration = Registration(
-            router=router,
-            api_key=api_key,
-            backend=server.name,
-            address=_advertised(bound, advertise, router),
-            protocol=registry_pb2.PROTOCOL_GRPC,
-            services=server.services,
-            weight=weight,
-            zone=zone,
-        )
-    metrics.observe(pool, registration)
-    healths = _Healths(server, pool)
-    server.add(grpc_server, pool)
-    health_pb2_grpc.add_HealthServicer_to_server(healths.servicer, grpc_server)
-    _add_reflection(grpc_server, server.services)
-    async with (
-        _http(http, metrics, healths) as http_address,
-        _started(pool),
-        healths.kept(),
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        grpc_server, bound = await stack.enter_async_context(_bound(address, calls))
+        registration = None
+        if router is not None:
+            registration = Registration(
+                router=router,
+                api_key=api_key,
+                backend=server.name,
+                address=_advertised(bound, advertise, router),
+                protocol=registry_pb2.PROTOCOL_GRPC,
+                services=server.services,
+                weight=weight,
+                zone=zone,
+            )
+        metrics.observe(pool, registration)
+        healths = _Healths(server, pool)
+        server.add(grpc_server, pool)
+        health_pb2_grpc.add_HealthServicer_to_server(healths.servicer, grpc_server)
+        _add_reflection(grpc_server, server.services)
+        http_address = await stack.enter_async_context(_http(http, metrics, healths))
+        await stack.enter_async_context(_started(pool))
+        await stack.enter_async_context(healths.kept())
         await grpc_server.start()
         if registration is not None:
             await registration.start()
@@ -150,7 +148,11 @@ async def serving(
             await _drain(grpc_server, calls, drain_s)
 
 
-def _bound(address: str, calls: Calls) -> tuple[grpc.aio.Server, int]:
+@asynccontextmanager
+async def _bound(address: str, calls: Calls) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
+    """A gRPC server that listens at `address` and is not started yet, with the port it got."""
+    host, port = addresses.split(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server = grpc.aio.server(
         interceptors=[calls],
         options=[
@@ -160,16 +162,17 @@ def _bound(address: str, calls: Calls) -> tuple[grpc.aio.Server, int]:
             ("grpc.so_reuseport", 0),
         ],
     )
-    host, port = addresses.split(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # gRPC says neither which error it met nor keeps its own line about it off stderr.
         socket.create_server((host, port), family=family).close()
-        return server, server.add_insecure_port(address)
+        port = server.add_insecure_port(address)
     except (OSError, RuntimeError) as error:
-        raise StartError(
-            f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise StartError(f"cannot listen on {address}: {reason}") from error
+    try:
+        yield server, addresses.join(host, port)
+    finally:
+        await server.stop(0)
 
 
 def _advertised(bound: str, advertise: str | None, router: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -335,11 +336,13 @@ async def test_a_port_already_in_use_is_one_clear_line(option: Literal["address"
     assert "\n" not in str(caught.value)
 
 
-async def test_workers_that_do_not_start_are_one_clear_line() -> None:
-    broken = Server(
-        name="echo", services=echo.SERVER.services, add=echo.add, initialize=jobs.broken_initialize
-    )
+async def test_workers_that_do_not_start_are_one_clear_line_and_free_the_port() -> None:
+    broken = dataclasses.replace(echo.SERVER, initialize=jobs.broken_initialize)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(StartError, match="No module named 'heavy'") as caught:
-        async with calling(broken):
+        async with calling(broken, address=address):
             pass
     assert "\n" not in str(caught.value)
+    async with calling(address=address) as caller:
+        assert await caller.unary("Echo", b"mine") == b"mine"
