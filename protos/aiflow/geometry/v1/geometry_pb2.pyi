@@ -127,9 +127,11 @@ class Size(_message.Message):
     HEIGHT_CM_FIELD_NUMBER: _builtins.int
     DEPTH_CM_FIELD_NUMBER: _builtins.int
     width_cm: _builtins.float
-    """Along the edge that runs most nearly left to right in the photo."""
+    """Along x or z of the box, whichever runs more nearly left to right in the
+    photo.
+    """
     height_cm: _builtins.float
-    """Along the upright edge."""
+    """Along y of the box, the upright axis of the product itself."""
     depth_cm: _builtins.float
     """Along the remaining edge."""
     def __init__(
@@ -167,7 +169,9 @@ class AnnotateDimensionsRequest(_message.Message):
     @_builtins.property
     def keypoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]:
         """Nine points: the centre, then the eight corners of the box in the order of
-        MediaPipe Objectron (x slowest, then y, then z).
+        MediaPipe Objectron (right-handed axes, y upright; x slowest, then y, then
+        z). Coordinates -100000 to 100000. A box that reaches out of the photo is
+        drawn together to the part inside.
         """
 
     @_builtins.property
@@ -175,7 +179,8 @@ class AnnotateDimensionsRequest(_message.Message):
     @_builtins.property
     def product(self) -> Global___Rectangle:
         """The product's box in the photo as a detector saw it. When given, the box
-        is fitted to it, so that the lines touch the product. Optional.
+        is fitted to it, so that the lines touch the product. At least one pixel
+        wide and high; coordinates -100000 to 100000. Optional.
         """
 
     def __init__(
@@ -213,7 +218,7 @@ class Axis(_message.Message):
     LENGTH_CM_FIELD_NUMBER: _builtins.int
     dimension: Global___Dimension.ValueType
     label: _builtins.str
-    """What the number says, such as "12.5 cm"."""
+    """What the number says, such as "12.5 cm", "125 mm" or "4.9 in"."""
     length_cm: _builtins.float
     """Length in centimetres."""
     @_builtins.property

@@ -48,7 +48,9 @@ class GeometryServiceServicer(object):
         """Turns the nine projected points of a product's 3D box and its real size
         into the three visible axes with their dimension lines, as data and as SVG.
         INVALID_ARGUMENT/BAD_INPUT names the field that is missing or out of range;
-        FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box.
+        FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box,
+        the box lies outside the photo, or one of the three dimensions has no
+        visible edge, as in a photo taken from straight ahead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

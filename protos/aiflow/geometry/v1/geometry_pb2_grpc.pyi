@@ -37,7 +37,9 @@ class GeometryServiceStub:
     """Turns the nine projected points of a product's 3D box and its real size
     into the three visible axes with their dimension lines, as data and as SVG.
     INVALID_ARGUMENT/BAD_INPUT names the field that is missing or out of range;
-    FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box.
+    FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box,
+    the box lies outside the photo, or one of the three dimensions has no
+    visible edge, as in a photo taken from straight ahead.
     """
 
 @_typing.type_check_only
@@ -47,7 +49,9 @@ class GeometryServiceAsyncStub(GeometryServiceStub):
     """Turns the nine projected points of a product's 3D box and its real size
     into the three visible axes with their dimension lines, as data and as SVG.
     INVALID_ARGUMENT/BAD_INPUT names the field that is missing or out of range;
-    FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box.
+    FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box,
+    the box lies outside the photo, or one of the three dimensions has no
+    visible edge, as in a photo taken from straight ahead.
     """
 
 class GeometryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -60,7 +64,9 @@ class GeometryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Turns the nine projected points of a product's 3D box and its real size
         into the three visible axes with their dimension lines, as data and as SVG.
         INVALID_ARGUMENT/BAD_INPUT names the field that is missing or out of range;
-        FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box.
+        FAILED_PRECONDITION/BAD_GEOMETRY says so when the points do not span a box,
+        the box lies outside the photo, or one of the three dimensions has no
+        visible edge, as in a photo taken from straight ahead.
         """
 
 def add_GeometryServiceServicer_to_server(servicer: GeometryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

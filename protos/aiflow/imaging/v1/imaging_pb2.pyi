@@ -5,9 +5,18 @@ Picture composition on the CPU. Pictures travel encoded (PNG, JPEG or WebP);
 coordinates are pixels with the origin at the top left corner, x to the
 right, y down.
 
+Pictures are taken as stored: an EXIF orientation is not applied, of an
+animation the first frame counts, transparent parts of a photo become white.
+A colour profile of the photo is carried into the answer.
+
+Text may be Latin, Greek, Cyrillic, Chinese, Japanese and Korean. It is set
+smaller to fit, never cut off.
+
 Every call answers INVALID_ARGUMENT/BAD_INPUT, naming the field, for a
 picture that cannot be decoded, is larger than 40 megapixels or 32 MiB, or a
-value outside its range.
+value outside its range; for text with characters that cannot be set or that
+would be too small to read; and, naming the format, for an answer of more
+than 32 MiB or with more pixels a side than the format holds.
 """
 
 from collections import abc as _abc
@@ -137,9 +146,11 @@ class ComposeMainImageRequest(_message.Message):
     margin: _builtins.float
     """Empty border as a share of the side, 0.02 to 0.3; unset means 0.08."""
     feather_px: _builtins.float
-    """Width of the soft edge in pixels of the canvas, 0 to 32; unset means 2."""
+    """Width of the soft edge in pixels of the canvas, inside the product's
+    outline, 0 to 32; unset means 2.
+    """
     shadow: _builtins.bool
-    """Draw a soft contact shadow; unset means true."""
+    """Draw a soft contact shadow, inside the margin; unset means true."""
     background: _builtins.str
     """Canvas colour as "#rrggbb"; empty means white."""
     format: Global___ImageFormat.ValueType
@@ -149,7 +160,9 @@ class ComposeMainImageRequest(_message.Message):
 
     @_builtins.property
     def mask(self) -> Global___Image:
-        """Mask of the product: 8-bit grey, same size as the photo, 255 = product."""
+        """Mask of the product: 8-bit grey, same size as the photo, 255 = product.
+        The product must be at least 16 pixels wide or high.
+        """
 
     def __init__(
         self,
@@ -218,8 +231,8 @@ class RenderOverlayRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     MIN_LONG_SIDE_PX_FIELD_NUMBER: _builtins.int
     svg: _builtins.str
-    """An SVG document, at most 1 MiB, drawn over the whole photo. External
-    references are refused.
+    """An SVG document of the photo's size or proportions, at most 1 MiB, drawn
+    over the whole photo. External references are refused.
     """
     format: Global___ImageFormat.ValueType
     min_long_side_px: _builtins.int
@@ -299,7 +312,9 @@ class ComposeContactSheetRequest(_message.Message):
     title: _builtins.str
     """Heading, at most 120 characters; empty = none."""
     columns: _builtins.int
-    """1 to 8; 0 means as square as the number allows."""
+    """1 to 8, but never more than there are pictures; 0 means as square as the
+    number allows.
+    """
     tile_px: _builtins.int
     """Side of one square tile in pixels, 64 to 1024; 0 means 512."""
     format: Global___ImageFormat.ValueType

@@ -5,9 +5,18 @@ Picture composition on the CPU. Pictures travel encoded (PNG, JPEG or WebP);
 coordinates are pixels with the origin at the top left corner, x to the
 right, y down.
 
+Pictures are taken as stored: an EXIF orientation is not applied, of an
+animation the first frame counts, transparent parts of a photo become white.
+A colour profile of the photo is carried into the answer.
+
+Text may be Latin, Greek, Cyrillic, Chinese, Japanese and Korean. It is set
+smaller to fit, never cut off.
+
 Every call answers INVALID_ARGUMENT/BAD_INPUT, naming the field, for a
 picture that cannot be decoded, is larger than 40 megapixels or 32 MiB, or a
-value outside its range.
+value outside its range; for text with characters that cannot be set or that
+would be too small to read; and, naming the format, for an answer of more
+than 32 MiB or with more pixels a side than the format holds.
 """
 
 from aiflow.imaging.v1 import imaging_pb2 as _imaging_pb2

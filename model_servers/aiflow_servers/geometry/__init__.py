@@ -1,0 +1,1 @@
+"""Geometry of products seen in photos: 3D box, dimension lines, SVG."""

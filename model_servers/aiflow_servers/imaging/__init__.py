@@ -1,0 +1,1 @@
+"""Composition of product pictures: main image, overlay, contact sheet."""

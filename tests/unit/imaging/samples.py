@@ -1,0 +1,58 @@
+"""Small pictures that the tests of the picture servers are made of."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+WIDTH, HEIGHT = 120, 90
+
+
+def photo(size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
+    """A red ellipse on green ground: a fringe of the ground cannot be missed."""
+    image = Image.new("RGB", size, (0, 160, 0))
+    ImageDraw.Draw(image).ellipse(_ellipse(size), fill=(200, 20, 20))
+    return image
+
+
+def mask(size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
+    image = Image.new("L", size, 0)
+    ImageDraw.Draw(image).ellipse(_ellipse(size), fill=255)
+    return image
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says it is this large, with next to nothing behind it."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+def _ellipse(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    width, height = size
+    return width // 4, height // 5, 3 * width // 4, 4 * height // 5
