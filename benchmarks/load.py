@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -53,7 +54,7 @@ async def closed_loop(
     ]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         await asyncio.wait_for(channel.channel_ready(), 10)
-        call = channel.unary_unary(method)
+        call: Any = channel.unary_unary(method)
         started = time.perf_counter()
         end = started + seconds
 

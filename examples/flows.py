@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,5 +155,5 @@ def _tensor(box: Box) -> NDArray[np.float32]:
     return np.array([box], np.float32)
 
 
-def _step(name: str, answer: InferResult | Reply[object]) -> Step:
+def _step(name: str, answer: InferResult | Reply[Any]) -> Step:
     return Step(name=name, served_by=answer.served_by, elapsed_ms=answer.elapsed_ms)

@@ -126,7 +126,11 @@ async def _keep(launch: Launch, *, router: str | None, api_key: str | None) -> N
     from aiflow_servers.triton.keeper import Keeper, StartError  # noqa: PLC0415 - see the top
 
     def ready(keeper: Keeper) -> None:
-        line = {"event": "listening", "grpc": keeper.address, "models": list(keeper.models)}
+        line: dict[str, object] = {
+            "event": "listening",
+            "grpc": keeper.address,
+            "models": list(keeper.models),
+        }
         line |= {"metrics": keeper.metrics_address, "pid": keeper.pid, "log": str(launch.log)}
         print(json.dumps(line), flush=True)  # noqa: T201 - this line is the command's answer
 
