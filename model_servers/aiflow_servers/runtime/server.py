@@ -113,6 +113,13 @@ async def serving(
     )
     async with contextlib.AsyncExitStack() as stack:
         grpc_server, bound = await stack.enter_async_context(_bound(address, calls))
+        healths = _Healths(server, pool)
+        server.add(grpc_server, pool)
+        health_pb2_grpc.add_HealthServicer_to_server(healths.servicer, grpc_server)
+        _add_reflection(grpc_server, server.services)
+        # Before the workers are there, so that health can say NOT_SERVING; early calls wait.
+        await healths.tell()
+        await grpc_server.start()
         registration = None
         if router is not None:
             registration = Registration(
@@ -126,14 +133,12 @@ async def serving(
                 zone=zone,
             )
         metrics.observe(pool, registration)
-        healths = _Healths(server, pool)
-        server.add(grpc_server, pool)
-        health_pb2_grpc.add_HealthServicer_to_server(healths.servicer, grpc_server)
-        _add_reflection(grpc_server, server.services)
-        http_address = await stack.enter_async_context(_http(http, metrics, healths))
+        _check_free(http)
+        http_address = await stack.enter_async_context(
+            serving_http(http, metrics=metrics, ready=lambda: healths.ready)
+        )
         await stack.enter_async_context(_started(pool))
         await stack.enter_async_context(healths.kept())
-        await grpc_server.start()
         if registration is not None:
             await registration.start()
         try:
@@ -151,8 +156,8 @@ async def serving(
 @asynccontextmanager
 async def _bound(address: str, calls: Calls) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
     """A gRPC server that listens at `address` and is not started yet, with the port it got."""
-    host, port = addresses.split(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    _check_free(address)
+    host, _ = addresses.split(address)
     server = grpc.aio.server(
         interceptors=[calls],
         options=[
@@ -162,17 +167,23 @@ async def _bound(address: str, calls: Calls) -> AsyncIterator[tuple[grpc.aio.Ser
             ("grpc.so_reuseport", 0),
         ],
     )
-    try:
-        # gRPC says neither which error it met nor keeps its own line about it off stderr.
-        socket.create_server((host, port), family=family).close()
-        port = server.add_insecure_port(address)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StartError(f"cannot listen on {address}: {reason}") from error
+    port = server.add_insecure_port(address)
     try:
         yield server, addresses.join(host, port)
     finally:
         await server.stop(0)
+
+
+def _check_free(address: str) -> None:
+    """Says in a line why nothing can listen there, which gRPC and aiohttp bury in many."""
+    host, port = addresses.split(address)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As they do: connections that linger from an earlier run are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(f"cannot listen on {address}: {error.strerror}") from error
 
 
 def _advertised(bound: str, advertise: str | None, router: str) -> str:
@@ -181,17 +192,6 @@ def _advertised(bound: str, advertise: str | None, router: str) -> str:
         return advertise
     host, port = addresses.split(bound)
     return addresses.advertised(host=host, port=port, router=router)
-
-
-@asynccontextmanager
-async def _http(listen: str, metrics: Metrics, healths: _Healths) -> AsyncIterator[str]:
-    async with contextlib.AsyncExitStack() as stack:
-        pages = serving_http(listen, metrics=metrics, ready=lambda: healths.ready)
-        try:
-            bound = await stack.enter_async_context(pages)
-        except OSError as error:
-            raise StartError(f"cannot listen on {listen}: {error.strerror}") from error
-        yield bound
 
 
 @asynccontextmanager
@@ -239,7 +239,7 @@ class _Healths:
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
         """Keeps the statuses true for the length of the block."""
-        await self._set()
+        await self.tell()
         keeping = asyncio.create_task(self._keep(), name="health")
         try:
             yield
@@ -249,9 +249,9 @@ class _Healths:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(_HEALTH_PERIOD_S)
-            await self._set()
+            await self.tell()
 
-    async def _set(self) -> None:
+    async def tell(self) -> None:
         status = health_pb2.HealthCheckResponse
         for name in self._names:
             await self.servicer.set(name, status.SERVING if self.ready else status.NOT_SERVING)

@@ -100,7 +100,7 @@ class Workers:
         self._closing.set()
         for place in self._waiting:
             if not place.done():
-                place.set_exception(_closing())
+                place.set_exception(_shutting_down())
         for worker in self._all:
             worker.kill()
         await asyncio.gather(*self._calls, *self._chores, return_exceptions=True)
@@ -178,7 +178,7 @@ class Workers:
         started = time.monotonic()
         call = loop.run_in_executor(self._threads, worker.call, payload)
         self._calls.add(call)
-        call.add_done_callback(self._called)
+        call.add_done_callback(self._calls.discard)
         try:
             outcome = await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -204,7 +204,7 @@ class Workers:
 
     async def _take(self) -> _worker.Worker:
         if self._closing.is_set():
-            raise _closing()
+            raise _shutting_down()
         if self._idle:
             self._observe_wait(0.0)
             return self._idle.pop()
@@ -237,11 +237,6 @@ class Workers:
                 place.set_result(worker)
                 return
         self._idle.append(worker)
-
-    def _called(self, call: asyncio.Future[tuple[bool, Any]]) -> None:
-        self._calls.discard(call)
-        if not call.cancelled():
-            call.exception()  # looked at, for nobody else does when the job was cancelled
 
     def _idle_died(self, worker: _worker.Worker) -> None:
         if worker in self._idle:
@@ -308,5 +303,5 @@ class Workers:
         return chore
 
 
-def _closing() -> errors.DrainingError:
+def _shutting_down() -> errors.DrainingError:
     return errors.DrainingError("this server is shutting down", retry_after_s=0.1)
