@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from contract.sdk.kit import ONE, Text, Words, WordsStub, add_words, double
 
-from aiflow_sdk import AsyncClient, Client, errors
+from aiflow_sdk import AsyncClient, Client, Retry, errors
 from aiflow_sdk.testing import Failure, Server, serving
 
 HANG = Failure(delay_s=30)
@@ -145,7 +145,8 @@ def test_many_threads_share_one_client() -> None:
 
     with (
         serving({"double": double}) as server,
-        Client(server.address) as client,
+        # As many attempts as failures are ordered: one call may meet all of them.
+        Client(server.address, retry=Retry(attempts=8)) as client,
         ThreadPoolExecutor(16) as threads,
     ):
         server.fail_next(Failure(error=errors.NoEndpointError("none")), times=5)

@@ -193,7 +193,7 @@ def test_a_connection_that_breaks_repeats_inference_but_no_unsafe_call(connect: 
         connect(server.address) as client,
     ):
         server.fail_next(Failure(drop=True))
-        assert client.infer("double", ONE).attempts == 2
+        assert client.infer("double", ONE).attempts >= 2
         server.fail_next(Failure(drop=True))
         with pytest.raises(errors.UnavailableError):
             client.stub(WordsStub).Echo(Text(value="hi"))
