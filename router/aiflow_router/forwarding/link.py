@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
+from aiflow_router.catalog.endpoint import Endpoint
 from aiflow_router.catalog.snapshot import Snapshot
 
 READY = grpc.ChannelConnectivity.READY
@@ -135,6 +136,7 @@ class Links:
     def __init__(self, *, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
         self._links: dict[str, Link] = {}
+        self._known: dict[str, Endpoint] = {}
         self._retired: set[Link] = set()
 
     def __getitem__(self, address: str) -> Link:
@@ -145,11 +147,19 @@ class Links:
         return link
 
     def follow(self, snapshot: Snapshot) -> None:
-        kept = {address for _, address in snapshot.entries}
-        for address in self._links.keys() - kept:
-            link = self._links.pop(address)
-            self._retired = {old for old in self._retired if old.calls} | {link}
-            link.retire()
+        known, self._known = (
+            self._known,
+            {entry.endpoint.address: entry.endpoint for entry in snapshot.entries.values()},
+        )
+        for address, link in list(self._links.items()):
+            endpoint = self._known.get(address)
+            # A server that registers again is up: a channel that still backs off from its last
+            # failure would keep calls away from it.
+            stale = endpoint is not known.get(address) and not link.ready()
+            if endpoint is None or stale:
+                del self._links[address]
+                self._retired = {old for old in self._retired if old.calls} | {link}
+                link.retire()
 
     async def close(self) -> None:
         for link in (*self._links.values(), *self._retired):

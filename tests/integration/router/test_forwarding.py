@@ -1,6 +1,7 @@
 """Calls of every kind pass through unchanged, and what cannot be passed on is refused clearly."""
 
 import asyncio
+import random
 from typing import Any
 
 import grpc
@@ -267,3 +268,23 @@ async def test_a_name_that_nothing_serves(
         assert hint in error.message
         assert error.request_id
         assert (error.retry_after_s is not None) == (reason == "NO_ENDPOINT")
+
+
+async def test_any_bytes_at_the_door_get_a_status() -> None:
+    rng, codes = random.Random(7), set[str]()
+    methods = ("ModelInfer", "ModelReady", "ModelStatistics", "RepositoryIndex", "Nonsense")
+    async with backend() as server, mesh() as m:
+        await m.register(server.address, models=("m",))
+        paths = [
+            *(f"/inference.GRPCInferenceService/{name}" for name in methods),
+            *("/aiflow.registry.v1.RegistryService/Register", "/a.Echo/Echo", "/x", "//"),
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ]
+        for _ in range(300):
+            raw = rng.randbytes(rng.randrange(40))
+            try:
+                await m.channel.unary_unary(rng.choice(paths))(raw, timeout=5)
+            except grpc.aio.AioRpcError as failure:
+                codes.add(failure.code().name)
+        assert not codes & {"INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"}
+        await until(lambda: m.inflight() == 0)

@@ -114,3 +114,10 @@ def test_flags_win_over_the_file() -> None:
     assert (changed.grpc, changed.http) == ("127.0.0.1:0", "127.0.0.1:2")
     with pytest.raises(ConfigError, match="--grpc"):
         with_listen(config, {"grpc": "nonsense"})
+
+
+def test_the_example_in_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+    config = parse(text.split("```yaml\n")[1].split("```")[0])
+    assert config.auth.keys[0].may == ("call",)
+    assert config.routes[0].timeout == 10
