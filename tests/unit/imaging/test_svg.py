@@ -39,7 +39,7 @@ _BOMB = data_uri(samples.png_header(30_000, 30_000))
         pytest.param(document('<image href="//10.0.0.1/x.png"/>'), "outside", id="an address"),
         pytest.param(document('<use href="other.svg#a"/>'), "outside", id="another document"),
         pytest.param(
-            document('<filter id="f"><feImage href="x.png"/></filter>'), "outside", id="in a filter"
+            document('<filter id="f"><feImage href="x.png"/></filter>'), "<filter>", id="a filter"
         ),
         pytest.param(
             document('<image href="&#47;etc&#47;hostname"/>'), "outside", id="a path in disguise"
@@ -59,9 +59,11 @@ _BOMB = data_uri(samples.png_header(30_000, 30_000))
         ),
         pytest.param(document('<rect fill="url(x.svg#a)"/>'), "url", id="a paint from outside"),
         pytest.param(document("<rect style=\"fill:URL( 'x#a')\"/>"), "url", id="in a style"),
+        pytest.param(document('<g filter="blur(99)"/>'), "'filter'", id="a filter by name"),
+        pytest.param(document('<g style="filter:blur(99)"/>'), "filter", id="a filter in a style"),
         pytest.param(document("<script>1</script>"), "script", id="a script"),
         pytest.param(document("<foreignObject/>"), "foreignObject", id="foreign content"),
-        pytest.param(document("", 'xml:base="file:///"'), "xml:base", id="xml:base"),
+        pytest.param(document("", 'xml:base="file:///"'), "'base'", id="xml:base"),
         pytest.param(
             '<!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/hostname">]>' + document("&x;"),
             "DOCTYPE",
@@ -69,6 +71,14 @@ _BOMB = data_uri(samples.png_header(30_000, 30_000))
         ),
         pytest.param(
             '<?xml-stylesheet href="x.css"?>' + document(""), "instruction", id="a style sheet"
+        ),
+        pytest.param(
+            document('<pattern width="30000" height="30000"/>'), "<pattern>", id="a pattern"
+        ),
+        pytest.param(document("<g>" * 50_000 + "</g>" * 50_000), "complex", id="a deep document"),
+        pytest.param(document("<g/>" * 30_000), "complex", id="very many elements"),
+        pytest.param(
+            document("<style>" + "rect{fill:red}" * 40_000 + "</style>"), "complex", id="many rules"
         ),
         pytest.param("<svg", "not well-formed", id="not XML"),
         pytest.param("", "not well-formed", id="nothing"),

@@ -232,7 +232,8 @@ class RenderOverlayRequest(_message.Message):
     MIN_LONG_SIDE_PX_FIELD_NUMBER: _builtins.int
     svg: _builtins.str
     """An SVG document of the photo's size or proportions, at most 1 MiB, drawn
-    over the whole photo. External references are refused.
+    over the whole photo. External
+    references are refused, and so are scripts, filters and patterns.
     """
     format: Global___ImageFormat.ValueType
     min_long_side_px: _builtins.int
