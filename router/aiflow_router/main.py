@@ -30,6 +30,8 @@ from aiflow_router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
+LAST_ANSWERS_S = 0.5
+
 _DEFAULT_POLICY = Policy(timeout_s=15.0, attempts=2, balance="least_request")
 
 
@@ -132,7 +134,12 @@ async def serving(
         server.add_generic_rpc_handlers((door,))
         health_pb2_grpc.add_HealthServicer_to_server(healths, server)
         grpc_address = _listen_grpc(server, config.listen.grpc)
-        stack.push_async_callback(server.stop, None)
+
+        async def stop() -> None:
+            # After a drain the last answers are handed over but may not be on the wire yet.
+            await server.stop(LAST_ANSWERS_S if front.draining else None)
+
+        stack.push_async_callback(stop)
         app = http.application(
             ready=lambda: not front.leaving, report=census.served, metrics=metrics.text
         )

@@ -113,10 +113,11 @@ class Sender:
                 raise
             sent_s = self.clock()
             outcome = "CANCELLED"
-            rpc = link.unary(call.method)(
-                request, timeout=call.deadline_s - sent_s, metadata=call.onward
-            )
+            rpc = None
             try:
+                rpc = link.unary(call.method)(
+                    request, timeout=call.deadline_s - sent_s, metadata=call.onward
+                )
                 response = await rpc
                 outcome = "OK"
                 initial = await rpc.initial_metadata()
@@ -128,7 +129,8 @@ class Sender:
             finally:
                 call.backend_s += self.clock() - sent_s
                 self.release(call, link, outcome=outcome)
-                rpc.cancel()  # Does nothing to a call that is done.
+                if rpc is not None:
+                    rpc.cancel()  # Does nothing to a call that is done.
 
     async def _after(
         self,

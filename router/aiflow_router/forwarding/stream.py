@@ -18,7 +18,6 @@ from aiflow_router.forwarding import failure as failures
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair, back
 from aiflow_router.forwarding.sender import Sender
-from aiflow_sdk import errors
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
@@ -39,7 +38,11 @@ async def forward_stream(
     link = await sender.acquire(call)
     sent_s = sender.clock()
     outcome = "CANCELLED"
-    rpc = link.stream(call.method)(timeout=call.deadline_s - sent_s, metadata=call.onward)
+    try:
+        rpc = link.stream(call.method)(timeout=call.deadline_s - sent_s, metadata=call.onward)
+    except BaseException:
+        sender.release(call, link, outcome=outcome)
+        raise
     up = _Upstream(context, rpc, first=first, check=check)
     pump = asyncio.create_task(up.run())
     received = 0
@@ -89,7 +92,7 @@ class _Upstream:
         self._rpc = rpc
         self._first = first
         self._check = check
-        self.refusal: errors.AiflowError | None = None
+        self.refusal: Exception | None = None
 
     async def run(self) -> None:
         try:
@@ -102,9 +105,9 @@ class _Upstream:
             # cancelled. The backend must not take that for a finished upload.
             await asyncio.sleep(HALF_CLOSE_AFTER_S)
             await self._rpc.done_writing()
-        except errors.AiflowError as refusal:
-            self.refusal = refusal
-            self._rpc.cancel()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+        except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             # The call ended while the caller was still sending: its status is told by the reader.
             return
+        except Exception as refusal:  # noqa: BLE001 - raised by the reader, whom this wakes
+            self.refusal = refusal
+            self._rpc.cancel()
