@@ -41,7 +41,8 @@ class Ways:
 
 
 def main() -> None:
-    photo = (weights.pictures(cache=places.cache(), report=print) / "coffee.jpg").read_bytes()
+    pictures = weights.ensure(group="pictures", cache=places.cache() / "pictures", report=print)
+    photo = (pictures / "coffee.png").read_bytes()
     request = tensors.to_request(MODEL, {"image": photo}).SerializeToString()
     with Supervisor(say=say) as supervisor:
         asyncio.run(measure(start(supervisor), request))

@@ -80,7 +80,9 @@ def main() -> int:
 
 def sample_products() -> list[Product]:
     """The photos that come with the models' packages; both are in the public domain (CC0)."""
-    pictures = weights.pictures(cache=places.cache(), report=console.print)
+    pictures = weights.ensure(
+        group="pictures", cache=places.cache() / "pictures", report=console.print
+    )
     return [
         Product(
             name="cup",

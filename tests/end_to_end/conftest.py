@@ -1,17 +1,14 @@
-"""One whole mesh for all end-to-end tests: router, Triton and CPU servers as `aiflow up` runs them."""
+"""One whole mesh for all end-to-end tests, as `aiflow up` runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from aiflow_sdk import Client
 from aiflow_sdk.command.mesh import Mesh, mesh
 from aiflow_servers import places, weights
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -43,4 +40,5 @@ def client(whole_mesh: Mesh) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def photo() -> bytes:
     """A cup on a table, 600x400, CC0."""
-    return (weights.pictures() / "coffee.png").read_bytes()
+    pictures = weights.ensure(group="pictures", cache=places.cache() / "pictures")
+    return (pictures / "coffee.png").read_bytes()

@@ -43,7 +43,7 @@ def prepare(
     cache = places.cache()
     chosen = repositories.choose(repository, models)
     installation = install(cache=cache, report=report, gpu=gpu)
-    fetched = weights.ensure(cache=cache, report=report)
+    fetched = weights.ensure(cache=cache / "weights", report=report)
     if not batching:
         repository = repositories.without_batching(repository, scratch / "repository")
     return Launch(
