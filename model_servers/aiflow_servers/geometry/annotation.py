@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiflow_servers.geometry import cuboid, dimensions, svg
 from aiflow_servers.geometry.cuboid import Rectangle
-from aiflow_servers.geometry.dimensions import Dimension, Measure, Unit
+from aiflow_servers.geometry.measures import Dimension, Measure, Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

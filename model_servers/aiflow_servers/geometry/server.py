@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
+import cv2
 import grpc
 
 from aiflow.geometry.v1 import geometry_pb2, geometry_pb2_grpc
 from aiflow_servers.geometry.annotation import annotate
 from aiflow_servers.geometry.cuboid import Array, Rectangle
-from aiflow_servers.geometry.dimensions import Dimension, Measure, Unit
+from aiflow_servers.geometry.measures import Dimension, Measure, Unit
 from aiflow_servers.imaging import text
 from aiflow_servers.imaging.violations import Violations
 from aiflow_servers.runtime.server import Server
@@ -118,9 +119,15 @@ def _add(server: grpc.aio.Server, workers: Workers) -> None:
     geometry_pb2_grpc.add_GeometryServiceServicer_to_server(GeometryServicer(workers), server)
 
 
+def initialize() -> None:
+    """Makes a worker process ready: one thread, because there is one worker a core."""
+    cv2.setNumThreads(1)
+    text.load()
+
+
 SERVER = Server(
     name="geometry",
     services=("aiflow.geometry.v1.GeometryService",),
     add=_add,
-    initialize=text.load,
+    initialize=initialize,
 )

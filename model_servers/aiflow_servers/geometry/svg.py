@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aiflow_servers.geometry.cuboid import Array, Rectangle
-from aiflow_servers.geometry.dimensions import Measure, Plan
+from aiflow_servers.geometry.measures import Measure, Plan
 from aiflow_servers.imaging.text import FAMILY
 
 # In units of the font size.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import grpc
 
 from aiflow.imaging.v1 import imaging_pb2, imaging_pb2_grpc
@@ -146,9 +147,15 @@ def _add(server: grpc.aio.Server, workers: Workers) -> None:
     imaging_pb2_grpc.add_ImagingServiceServicer_to_server(ImagingServicer(workers), server)
 
 
+def initialize() -> None:
+    """Makes a worker process ready: one thread, because there is one worker a core."""
+    cv2.setNumThreads(1)
+    text.load()
+
+
 SERVER = Server(
     name="imaging",
     services=("aiflow.imaging.v1.ImagingService",),
     add=_add,
-    initialize=text.load,
+    initialize=initialize,
 )

@@ -12,14 +12,8 @@ from aiflow_sdk.errors import RefusedError
 from aiflow_servers.geometry import cuboid
 from aiflow_servers.geometry.annotation import Annotation, annotate
 from aiflow_servers.geometry.cuboid import Rectangle, edges
-from aiflow_servers.geometry.dimensions import (
-    Dimension,
-    Measure,
-    Unit,
-    axes_of,
-    format_length,
-    plan,
-)
+from aiflow_servers.geometry.dimensions import axes_of, plan
+from aiflow_servers.geometry.measures import Dimension, Measure, Unit, format_length
 
 SIZE = {Dimension.WIDTH: 12.5, Dimension.HEIGHT: 8.0, Dimension.DEPTH: 123.4}
 CENTER = (0.5, 0.5)
@@ -66,7 +60,7 @@ def _distance(measure: Measure, point: cuboid.Array) -> float:
     return float(np.linalg.norm(points - point, axis=1).min())
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     pose=st.builds(
         Pose,
@@ -94,7 +88,7 @@ def test_any_box_gives_three_clear_lines(pose: Pose, noise: float) -> None:
     assert "no edge" in refused.message
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     yaw=st.floats(15, 75) | st.floats(105, 165) | st.floats(-75, -15),
     pitch=st.floats(12, 60),

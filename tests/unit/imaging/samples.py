@@ -14,16 +14,18 @@ WIDTH, HEIGHT = 120, 90
 
 
 def photo(size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
-    """A red ellipse on green ground: a fringe of the ground cannot be missed."""
-    image = Image.new("RGB", size, (0, 160, 0))
-    ImageDraw.Draw(image).ellipse(_ellipse(size), fill=(200, 20, 20))
-    return image
+    """A red ellipse on green ground: a fringe of the ground cannot be missed.
+
+    As in any photo, pixels on the outline show some of both.
+    """
+    ground, product = Image.new("RGB", size, (0, 160, 0)), Image.new("RGB", size, (200, 20, 20))
+    return Image.composite(product, ground, mask(size))
 
 
 def mask(size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
-    image = Image.new("L", size, 0)
-    ImageDraw.Draw(image).ellipse(_ellipse(size), fill=255)
-    return image
+    fine = Image.new("L", (4 * size[0], 4 * size[1]), 0)
+    ImageDraw.Draw(fine).ellipse(_ellipse(fine.size), fill=255)
+    return fine.resize(size, Image.Resampling.BOX)
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

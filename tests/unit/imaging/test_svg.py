@@ -51,6 +51,11 @@ _BOMB = data_uri(samples.png_header(30_000, 30_000))
         ),
         pytest.param(document(f'<image href="{_BOMB}"/>'), "40 megapixels", id="a bomb inside"),
         pytest.param(
+            document(f'<image href="{data_uri(samples.encoded(samples.photo())[:200])}"/>'),
+            "damaged",
+            id="a damaged picture inside",
+        ),
+        pytest.param(
             document('<image href="data:image/png;base64,%%%"/>'), "base64", id="broken base64"
         ),
         pytest.param(document("<style>@import 'x.css';</style>"), "@import", id="@import"),
