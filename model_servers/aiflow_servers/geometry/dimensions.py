@@ -38,6 +38,8 @@ _LABEL_PADDING = 0.42
 _ARROW = 0.68
 _REACHES = (0.35, 1.6, 3.2, 5.0)
 
+# What of a box's width and height must be in the picture for it to be measured there.
+_LEAST_INSIDE = 0.25
 _SHORTEST_SHARE = 0.02  # of the outline's diagonal; a shorter edge is seen end on
 # Costs of a label upon a label, and of a line through a label: more than all tastes together.
 _CLASH = 10_000.0
@@ -120,8 +122,8 @@ def _into_picture(cuboid: Cuboid, width: int, height: int, *, border: float) -> 
     target = bounds.meets(inside)
     if target == bounds:
         return cuboid
-    if target.width < 1 or target.height < 1:
-        raise _refused("the box lies outside the picture")
+    if min(target.width / bounds.width, target.height / bounds.height) < _LEAST_INSIDE:
+        raise _refused("the box lies outside the picture, or nearly so")
     return fit_into(cuboid, target)
 
 

@@ -199,8 +199,7 @@ def _cast_shadow(canvas: Floats, cutout: Cutout, *, left: int, top: int, border:
     full = cv2.resize(dark, (side, side), interpolation=cv2.INTER_LINEAR)
     full[:border] = full[side - border :] = 0
     full[:, :border] = full[:, side - border :] = 0
-    # A shadow is never quite black: a touch of cool grey.
-    canvas += full[..., None] * (np.asarray([0.10, 0.10, 0.12], dtype=np.float32) - canvas)
+    canvas *= 1 - 0.9 * full[..., None]
 
 
 def _lowered(mask: Floats, by_px: float) -> Floats:
