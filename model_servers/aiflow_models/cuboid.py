@@ -1,4 +1,4 @@
-"""Finds the 3D box of a product in one photo: Objectron's 224x224 networks, one a kind of product."""
+"""Finds the 3D box of a product in one photo: Objectron's networks, one a kind of product."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Cutout:
         self._network = Network("cutout.onnx", gpu=gpu, threads=threads)
 
     def saliency(self, prepared: Sequence[Floats]) -> Floats:
-        """n x 320 x 320; one call of the network for all pictures."""
+        """One map of 320 x 320 a picture; one call of the network for all pictures."""
         # The first of the seven outputs is the one that joins the others.
         return self._network.run(np.stack(prepared))[0][:, 0]
 
