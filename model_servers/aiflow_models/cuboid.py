@@ -62,7 +62,7 @@ def prepare(picture: Picture, square: tuple[float, float, float]) -> Floats:
     part = cv2.warpAffine(
         picture, move, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return np.ascontiguousarray(part.transpose(2, 0, 1), np.float32) / 255
+    return np.ascontiguousarray(part.transpose(2, 0, 1), np.float32) / np.float32(255)
 
 
 def to_picture(keypoints: Floats, square: tuple[float, float, float]) -> Floats:

@@ -1,7 +1,8 @@
 """Decodes pictures, and refuses what is too large before any memory is spent on it.
 
 Coordinates everywhere are pixels of the picture as it is stored: an EXIF orientation is not
-applied, neither here nor in the CPU servers, so that a box found by one part fits the same bytes in another.
+applied, neither here nor in the CPU servers, so that a box found by one part fits the
+same bytes in another.
 """
 
 from __future__ import annotations
