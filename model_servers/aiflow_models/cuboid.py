@@ -1,4 +1,4 @@
-"""Finds the 3D box of a product in one photo: Objectron's 224x224 networks, one a kind of product."""
+"""Finds the 3D box of a product in one photo: Objectron's networks, one a kind of product."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def prepare(picture: Picture, square: tuple[float, float, float]) -> Floats:
     part = cv2.warpAffine(
         picture, move, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return np.ascontiguousarray(part.transpose(2, 0, 1), np.float32) / 255
+    return np.ascontiguousarray(part.transpose(2, 0, 1), np.float32) / np.float32(255)
 
 
 def to_picture(keypoints: Floats, square: tuple[float, float, float]) -> Floats:

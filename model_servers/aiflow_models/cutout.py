@@ -55,9 +55,12 @@ def paste(saliency: Floats, picture: Picture, crop: Crop) -> Mask:
     even = (saliency - low) / max(high - low, 1e-6)
     # The network's edge is as coarse as its input; the photo's own edge shows where it really is.
     height, width = part.shape[:2]
-    soft = cv2.resize(even, (width, height), interpolation=cv2.INTER_CUBIC)
+    soft: Floats = np.asarray(
+        cv2.resize(even, (width, height), interpolation=cv2.INTER_CUBIC), np.float32
+    )
     radius = max(2, round(max(width, height) / SIDE * 2))
-    guided = _guided(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255, soft, radius)
+    grey = np.asarray(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), np.float32) / np.float32(255)
+    guided = _guided(grey, soft, radius)
     crisp = np.clip((guided - _LOW) / (_HIGH - _LOW), 0, 1)
     solid = (_product(crisp) * crisp * 255 + 0.5).astype(np.uint8)
     mask = np.zeros(picture.shape[:2], np.uint8)
@@ -111,7 +114,7 @@ class Cutout:
         self._network = Network("cutout.onnx", gpu=gpu, threads=threads)
 
     def saliency(self, prepared: Sequence[Floats]) -> Floats:
-        """n x 320 x 320; one call of the network for all pictures."""
+        """One map of 320 x 320 a picture; one call of the network for all pictures."""
         # The first of the seven outputs is the one that joins the others.
         return self._network.run(np.stack(prepared))[0][:, 0]
 

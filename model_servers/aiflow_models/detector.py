@@ -40,7 +40,7 @@ def anchors() -> Floats:
     """1917 x 4: centre y, centre x, height, width, as shares of the side."""
     step = (_MAX_SCALE - _MIN_SCALE) / (len(_GRIDS) - 1)
     scales = [_MIN_SCALE + step * index for index in range(len(_GRIDS))] + [1.0]
-    rows = []
+    rows: list[tuple[float, float, float, float]] = []
     for index, grid in enumerate(_GRIDS):
         scale, following = scales[index], scales[index + 1]
         if index == 0:  # the finest grid has fewer shapes
@@ -113,11 +113,11 @@ class Letterbox:
 
     def to_square(self, boxes: Floats) -> Floats:
         ratio = np.tile(np.divide(self.inner, (self.width, self.height)), 2)
-        return (boxes * ratio + np.tile(self.offset, 2)).astype(np.float32)
+        return np.asarray(boxes * ratio + np.tile(self.offset, 2), np.float32)
 
     def to_picture(self, boxes: Floats) -> Floats:
         ratio = np.tile(np.divide(self.inner, (self.width, self.height)), 2)
-        return ((boxes - np.tile(self.offset, 2)) / ratio).astype(np.float32)
+        return np.asarray((boxes - np.tile(self.offset, 2)) / ratio, np.float32)
 
 
 def prepare(picture: Picture) -> Floats:

@@ -1,7 +1,8 @@
 """Decodes pictures, and refuses what is too large before any memory is spent on it.
 
-Coordinates everywhere are pixels of the picture as it is stored: an EXIF orientation is not applied,
-neither here nor in the CPU servers, so that a box found by one part fits the same bytes in another.
+Coordinates everywhere are pixels of the picture as it is stored: an EXIF orientation is not
+applied, neither here nor in the CPU servers, so that a box found by one part fits the
+same bytes in another.
 """
 
 from __future__ import annotations
@@ -79,6 +80,16 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
+def _is_whole(data: bytes) -> bool:
+    """Whether the end is there; the decoders fill what is missing with grey without a word."""
+    if data[:2] == b"\xff\xd8":
+        # The last scan, because a thumbnail before it has an end of its own.
+        return data.rfind(b"\xff\xda") < data.rfind(b"\xff\xd9")
+    if data[:4] == b"RIFF":
+        return int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    return b"IEND" in data[-1024:]
+
+
 def decode(data: bytes) -> Picture:
     """Decodes to RGB; grey becomes RGB and what is transparent becomes white.
 
@@ -94,6 +105,8 @@ def decode(data: bytes) -> Picture:
         raise BadInputError(
             f"the picture has {width} x {height} pixels, the most is {MAX_PIXELS}: send it smaller"
         )
+    if not _is_whole(data):
+        raise BadInputError("the picture is cut off: its end is missing")
     try:
         # UNCHANGED keeps transparency and leaves the EXIF orientation alone.
         decoded: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,6 +30,9 @@ class Network:
     """
 
     def __init__(self, name: str, *, gpu: int | None = None, threads: int | None = None) -> None:
+        # Here, so that the arithmetic of the models can be tested without it.
+        import onnxruntime  # noqa: PLC0415
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.inter_op_num_threads = 1

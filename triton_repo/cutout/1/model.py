@@ -1,17 +1,22 @@
 """Triton's side of the cutout; what it computes is in aiflow_models.cutout."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import triton_python_backend_utils as pb_utils
+
 from aiflow_models.cutout import CutoutModel
 from aiflow_models.serving import Batch, gpu_of, threads_of
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         model = CutoutModel(gpu=gpu_of(args), threads=threads_of(args))
         self._batch = Batch(model, pb_utils)
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         return self._batch.execute(requests)
 
-    def finalize(self):
+    def finalize(self) -> None:
         self._batch.close()
