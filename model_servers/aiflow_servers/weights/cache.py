@@ -74,7 +74,7 @@ def _fill(cache: Path, files: Sequence[lock.File], report: Callable[[str], None]
             package = file.package
             if package.name not in fetched:
                 report(f"fetching {package.name} {package.version} from {package.registry}")
-                fetched[package.name] = fetch.package(package, work)
+                fetched[package.name] = fetch.package(package, cache, work, report)
             does = f"converting to {file.result}" if file.conversion else file.result
             report(f"{does} ({number} of {len(missing)})")
             made = fetch.make(file, fetched[package.name], cache, work, report)

@@ -38,7 +38,7 @@ def lock_of(package_sha256: str) -> lock.Lock:
         )
         for name, sha256 in sums.items()
     )
-    return lock.Lock(converter=(), files=files)
+    return lock.Lock(converter=(), npm="", files=files)
 
 
 def main(folder: str, package_sha256: str, killed_at: str = "") -> None:
