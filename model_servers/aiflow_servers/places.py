@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from aiflow_sdk.errors import RefusedError
@@ -53,8 +53,15 @@ def writing(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from installing into `folder` at the same time; they wait."""
+def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Keeps other processes from filling `folder` at the same time; they say so and wait.
+
+    The kernel lets go of it even for a process that was killed.
+    """
     with writing(folder), (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for another run that fills {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -123,7 +123,8 @@ def _prepare(
 
 
 async def _keep(launch: Launch, *, router: str | None, api_key: str | None) -> None:
-    from aiflow_servers.triton.keeper import Keeper, StartError  # noqa: PLC0415 - see the top
+    from aiflow_servers.triton.keeper import Keeper  # noqa: PLC0415 - see the top
+    from aiflow_servers.triton.process import StartError  # noqa: PLC0415 - see the top
 
     def ready(keeper: Keeper) -> None:
         line: dict[str, object] = {

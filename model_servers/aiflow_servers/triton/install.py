@@ -7,6 +7,7 @@ without an error where NumPy is 2 or later.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -69,7 +70,7 @@ def install(*, cache: Path, report: Report, gpu: bool | None = None) -> Installa
     _check_machine()
     wanted_gpu = has_gpu() if gpu is None else gpu
     folder = cache / "triton"
-    with places.locked(folder):
+    with places.locked(folder, report):
         home = _install_server(folder, report)
         environment = _install_environment(folder, report, gpu=wanted_gpu)
     return Installation(
@@ -222,7 +223,7 @@ def _run(command: Sequence[str], what: str) -> None:
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
         if "No space left" in done.stderr:
-            raise OSError(28, "No space left on device", command[-1])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise InstallError(f"{what}: {' '.join(lines[-3:]) or f'exit code {done.returncode}'}")
 
 

@@ -14,15 +14,11 @@ import structlog
 from aiflow.registry.v1 import registry_pb2
 from aiflow_sdk.command.processes import Backoff
 from aiflow_servers.runtime.registration import Registration
-from aiflow_servers.triton.process import Launch, TritonProcess
+from aiflow_servers.triton.process import Launch, StartError, TritonProcess
 
 BACKEND = "triton"
 
 _log = structlog.get_logger(__name__)
-
-
-class StartError(Exception):
-    """Triton did not get ready; the message says why, with the end of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -22,6 +23,10 @@ from aiflow_servers.triton.install import Installation, interpreter_library
 
 _ASK_S = 2.0
 _LAST_LINES = 12
+
+
+class StartError(Exception):
+    """Triton did not get ready; the message says why, with the end of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +73,12 @@ class TritonProcess:
 
     @classmethod
     async def start(cls, launch: Launch) -> Self:
-        """Starts the process; it is not ready yet."""
-        ports = (
-            launch.grpc_port or free_port(launch.host),
-            launch.metrics_port or free_port(launch.host),
-        )
+        """Starts the process; it is not ready yet.
+
+        Raises:
+            StartError: it could not listen where it is told to.
+        """
+        ports = _ports(launch)
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         with launch.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -136,12 +142,31 @@ class TritonProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def free_port(host: str) -> int:
-    """A port that is free now. Triton cannot be told to take one by itself."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _ports(launch: Launch) -> tuple[int, int]:
+    """Ports for gRPC and metrics that are free now: those asked for, or any.
+
+    Triton cannot be told to take a free one by itself, and names a taken one only in its log.
+    """
+    with socket.socket() as grpc_probe, socket.socket() as metrics_probe:
+        return (
+            _claim(grpc_probe, launch.host, launch.grpc_port, "--grpc-port"),
+            _claim(metrics_probe, launch.host, launch.metrics_port, "--metrics-port"),
+        )
+
+
+def _claim(probe: socket.socket, host: str, wanted: int, option: str) -> int:
+    if wanted:  # connections of the run before, still closing, do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, wanted))
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        remedy = f"Give another --host or {option}"
+        if error.errno == errno.EADDRINUSE:
+            remedy = f"Stop what uses it, or give another {option} (0 takes a free one)"
+        raise StartError(f"cannot listen on {host}:{wanted}: {why}. {remedy}") from error
+    port: int = probe.getsockname()[1]
+    return port
 
 
 def _command(launch: Launch, grpc_port: int, metrics_port: int) -> list[str]:

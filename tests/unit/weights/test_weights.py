@@ -15,21 +15,6 @@ def test_every_locked_file_says_where_it_is_from() -> None:
     assert all(file.package.licence and len(file.sha256) == 64 for file in files)
 
 
-def test_without_npm_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"npm is not on PATH.*install Node\.js"):
-        ensure(["detector.onnx"], cache=tmp_path / "weights")
-    assert not (tmp_path / "weights" / "detector.onnx").exists()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(WeightsError, match="choose another folder with --cache"):
-        ensure(cache=tmp_path / "file" / "weights")
-
-
 def test_an_unknown_name_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no file is called nope; there are detector\.onnx"):
         ensure(["nope"], cache=tmp_path)

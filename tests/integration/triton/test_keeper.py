@@ -1,0 +1,97 @@
+"""The keeper over a real Triton: crashes, and models that cannot be loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from fixtures.triton import PrepareTriton
+from integration.runtime.poll import gone, until
+
+from aiflow_sdk import AsyncClient
+from aiflow_servers import places
+from aiflow_servers.triton.keeper import Keeper, keeping
+from aiflow_servers.triton.process import StartError
+
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        yield holder.getsockname()[1]
+
+
+async def phases(keeper: Keeper, *, number: int) -> list[tuple[str, ...]]:
+    """The first lists of ready models that the keeper reports, each different from the last."""
+    seen = [keeper.models]
+
+    def changed() -> bool:
+        if keeper.models != seen[-1]:
+            seen.append(keeper.models)
+        return len(seen) == number
+
+    await until(changed, within_s=120)
+    return seen
+
+
+async def test_a_killed_triton_is_reported_gone_and_started_again(
+    prepare_triton: PrepareTriton, photos: Path
+) -> None:
+    picture = (photos / "coffee.png").read_bytes()
+    async with keeping(prepare_triton(), router=None) as keeper:
+        first = keeper.pid
+        watching = asyncio.create_task(phases(keeper, number=3))
+        await asyncio.sleep(0)  # it has seen the models that are ready now
+        os.kill(first, signal.SIGKILL)
+        assert await watching == [("detector",), (), ("detector",)]
+        assert gone(first)
+        second = keeper.pid
+        assert second != first
+        assert keeper.restarts == 1
+        async with AsyncClient(keeper.address) as client:
+            assert (await client.infer("detector", {"image": picture}))["count"].item() >= 1
+    assert gone(second)
+
+
+async def test_a_model_that_cannot_be_loaded_does_not_take_the_others_down(
+    prepare_triton: PrepareTriton, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(places.model_repository() / "detector", repository / "detector")
+    shutil.copytree(repository / "detector", repository / "broken")
+    config = repository / "broken/config.pbtxt"
+    config.write_text(config.read_text().replace('name: "detector"', 'name: "broken"'))
+    (repository / "broken/1/model.py").write_text("raise RuntimeError('the weights are gone')\n")
+    launch = prepare_triton(repository=repository, models=[])
+    with structlog.testing.capture_logs() as log:
+        async with keeping(launch, router=None) as keeper:
+            assert keeper.models == ("detector",)
+    (said,) = [line for line in log if line["event"] == "model cannot be served"]
+    assert said["model"] == "broken"
+    assert "the weights are gone" in said["problem"]
+
+
+@pytest.mark.parametrize("option", ["grpc_port", "metrics_port"])
+async def test_a_port_in_use_is_named_before_anything_starts(
+    prepare_triton: PrepareTriton, taken_port: int, option: str
+) -> None:
+    launch = prepare_triton(**{option: taken_port})
+    with pytest.raises(StartError, match=rf"127\.0\.0\.1:{taken_port}.*in use") as caught:
+        async with keeping(launch, router=None):
+            pass
+    assert f"--{option.replace('_', '-')}" in str(caught.value)
+
+
+async def test_a_host_that_is_not_this_machine(prepare_triton: PrepareTriton) -> None:
+    launch = prepare_triton(host="192.0.2.1")  # reserved for documentation
+    with pytest.raises(StartError, match=r"cannot listen on 192\.0\.2\.1:0: .*--host"):
+        async with keeping(launch, router=None):
+            pass
