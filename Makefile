@@ -6,10 +6,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= out/demo
 
-.PHONY: help setup demo up test lint format bench protos clean
+.PHONY: help setup demo up test lint format bench bench-router protos clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install everything into .venv (runs by itself when needed)
 
@@ -43,6 +43,9 @@ format: $(READY) ## rewrite the code in the project's style
 bench: $(READY) ## measure; prints ratios, writes .cache/bench/*.json
 	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/walk.py
+
+bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs them where it can)
+	$(BIN)/python benchmarks/router.py
 
 protos: $(READY) ## regenerate the code beside each .proto
 	deploy/protos.sh
