@@ -5,19 +5,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= out/demo
+# pip's many lines as one that moves on.
+COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup demo up test lint format bench protos clean
+.PHONY: help setup fetch demo up test lint format bench bench-router protos constraints clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install everything into .venv (runs by itself when needed)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11")'
-	@echo "==> Python packages into .venv (a few minutes the first time)"
+	@echo "==> Python packages into .venv (a minute or two the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -e '.[dev]' 2> >(grep -v '^WARNING: ' >&2)
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --no-input \
+	    --constraint deploy/constraints.txt --editable '.[dev]' 2> >(grep -v '^WARNING: ' >&2) | $(COUNT)
 	@touch $@
 
 demo: $(READY) ## run two flows on real photos and show where the pictures are
@@ -26,8 +29,12 @@ demo: $(READY) ## run two flows on real photos and show where the pictures are
 up: $(READY) ## serve the whole mesh until Ctrl-C
 	@$(BIN)/aiflow up
 
-test: $(READY) ## run every test
+test: fetch ## run every test
 	$(BIN)/pytest
+
+fetch: $(READY) ## fetch Triton, the models' weights and photos into .cache
+	@$(BIN)/aiflow triton --install-only
+	@$(BIN)/aiflow weights --group pictures --group test-pictures >/dev/null
 
 lint: $(READY) ## check style, types, imports and generated code
 	$(BIN)/ruff check
@@ -40,12 +47,19 @@ format: $(READY) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(READY) ## measure; prints ratios, writes .cache/bench/*.json
+bench: fetch ## measure; prints ratios, writes .cache/bench/*.json
 	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/walk.py
 
+bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs them where it can)
+	$(BIN)/python benchmarks/router.py
+
 protos: $(READY) ## regenerate the code beside each .proto
 	deploy/protos.sh
+
+constraints: $(READY) ## write down the installed versions, after they were tested together
+	@{ echo "# The versions that were tested together; made with: make constraints"; \
+	   $(BIN)/pip freeze --exclude-editable; } > deploy/constraints.txt
 
 clean: ## remove everything that was installed or made
 	rm -rf .venv .cache out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import time
@@ -79,7 +80,7 @@ def main() -> int:
 
 
 def sample_products() -> list[Product]:
-    """The photos that come with the models' packages; both are in the public domain (CC0)."""
+    """Photos whose licence lets anyone use them (CC0), and what a shop knows of the products."""
     pictures = weights.ensure(
         group="pictures", cache=places.cache() / "pictures", report=console.print
     )
@@ -171,17 +172,14 @@ def write(folder: Path, pictures: list[Picture]) -> list[Path]:
 
 def show(steps: list[dict[str, object]], files: list[Path], *, total_s: float) -> None:
     table = Table(show_edge=False, pad_edge=False)
-    table.add_column("flow")
-    table.add_column("step")
-    table.add_column("served by", style="cyan")
+    table.add_column("step", no_wrap=True)
+    table.add_column("served by", style="cyan", overflow="fold")
     table.add_column("ms", justify="right")
-    last = None
-    for step in steps:
-        flow = step["flow"] if step["flow"] != last else ""
-        last = step["flow"]
-        table.add_row(
-            str(flow), str(step["name"]), str(step["served_by"]), f"{step['elapsed_ms']:.0f}"
-        )
+    for flow, of_flow in itertools.groupby(steps, key=lambda step: step["flow"]):
+        table.add_section()
+        table.add_row(f"[bold]{flow}")
+        for step in of_flow:
+            table.add_row(f"  {step['name']}", str(step["served_by"]), f"{step['elapsed_ms']:.0f}")
     console.print(table)
     console.print(f"\n[bold]3. Pictures[/] ({total_s:.1f} s after the start)")
     for file in files:

@@ -21,6 +21,7 @@ from aiflow_models.session import Floats, Network, weights
 SIDE = 300
 MOST = 20
 MIN_SCORE = 0.3  # below, boxes on plain backgrounds outnumber products
+_MIN_LOGIT = float(np.log(MIN_SCORE / (1 - MIN_SCORE)))
 MAX_OVERLAP = 0.5
 
 _GRIDS = (19, 10, 5, 3, 2, 1)
@@ -57,9 +58,8 @@ def anchors() -> Floats:
     return np.array(rows, np.float32)
 
 
-def decode_boxes(raw: Floats) -> Floats:
-    """Network output 1917 x 4 to left, top, right, bottom as shares of the side."""
-    anchor = anchors()
+def decode_boxes(raw: Floats, anchor: Floats) -> Floats:
+    """Network output n x 4 for n anchors to left, top, right, bottom as shares of the side."""
     centre = raw[:, :2] / 10 * anchor[:, 2:] + anchor[:, :2]
     half = np.exp(np.minimum(raw[:, 2:] / 5, 10)) * anchor[:, 2:] / 2
     low, high = centre - half, centre + half
@@ -136,16 +136,17 @@ def read(
     raw_boxes: Floats, raw_scores: Floats, size: tuple[int, int], names: Sequence[str]
 ) -> Found:
     """What the network said of one picture, in that picture's pixels."""
-    # Class 0 is the background.
-    chances = 1 / (1 + np.exp(-raw_scores[:, 1:]))
-    classes, scores = chances.argmax(axis=1), chances.max(axis=1)
-    likely = scores >= MIN_SCORE
+    # Few of the 1917 anchors see anything, so only those are worked out. Class 0 is the background.
+    likely = np.flatnonzero(raw_scores[:, 1:].max(axis=1) >= _MIN_LOGIT)
+    logits = raw_scores[likely, 1:]
+    classes, scores = logits.argmax(axis=1), 1 / (1 + np.exp(-logits.max(axis=1)))
     width, height = size
-    boxes = Letterbox(width, height).to_picture(decode_boxes(raw_boxes)[likely] * SIDE)
+    shares = decode_boxes(raw_boxes[likely], anchors()[likely])
+    boxes = Letterbox(width, height).to_picture(shares * SIDE)
     boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    kept = keep(boxes, scores[likely])
-    labels = tuple(names[index + 1] for index in classes[likely][kept])
-    return Found(boxes[kept], scores[likely][kept], labels, size)
+    kept = keep(boxes, scores)
+    labels = tuple(names[index + 1] for index in classes[kept])
+    return Found(boxes[kept], scores[kept], labels, size)
 
 
 class Detector:

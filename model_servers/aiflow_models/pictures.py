@@ -99,11 +99,14 @@ def decode(data: bytes) -> Picture:
     if not data:
         raise BadInputError("the picture is empty")
     if len(data) > MAX_BYTES:
-        raise BadInputError(f"the picture has {len(data)} bytes, the most is {MAX_BYTES}")
+        raise BadInputError(
+            f"the picture has {len(data) / 2**20:.1f} MiB; send at most {MAX_BYTES // 2**20}"
+        )
     width, height = size(data)
     if width * height > MAX_PIXELS:
         raise BadInputError(
-            f"the picture has {width} x {height} pixels, the most is {MAX_PIXELS}: send it smaller"
+            f"the picture of {width} x {height} has {width * height / 1e6:.1f} megapixels; send at"
+            f" most {MAX_PIXELS // 10**6}"
         )
     if not _is_whole(data):
         raise BadInputError("the picture is cut off: its end is missing")

@@ -46,6 +46,8 @@ class Network:
                     f"{name} is to run on GPU {gpu}, but this onnxruntime has no CUDA provider: "
                     "install onnxruntime-gpu into the models' environment"
                 )
+            # CUDA and cuDNN come from packages beside onnxruntime, where the loader does not look.
+            onnxruntime.preload_dlls()
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu}))
         self._session = onnxruntime.InferenceSession(str(weights() / name), options, providers)
         if gpu is not None and self._session.get_providers()[0] != "CUDAExecutionProvider":

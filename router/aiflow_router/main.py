@@ -18,6 +18,7 @@ from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.config import Config
+from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
@@ -55,6 +56,7 @@ class Router:
     front: Front
     health: health.Health
     catalog: Catalog
+    kinds: Kinds
 
     async def drain(self) -> None:
         """Leaves without failing a call.
@@ -98,6 +100,7 @@ async def serving(
     )
     loads = Loads(clock=loop.time)
     links = Links(max_message_bytes=limit_bytes)
+    kinds = Kinds(links=links)
     table = _table(config, loads=loads, clock=loop.time)
     front = Front(
         keys=Keys(
@@ -111,15 +114,16 @@ async def serving(
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads)
-    metrics.watch(census)
+    metrics.watch(census, undescribed=kinds.pending)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
-    # channel closes only when no plan names its address any more.
-    for follower in (loads.follow, table.follow, healths.follow, links.follow):
+    # channel closes only when no plan names its address any more and nobody asks it anything.
+    for follower in (loads.follow, table.follow, healths.follow, kinds.follow, links.follow):
         catalog.follow(follower)
 
     async with AsyncExitStack() as stack:
         stack.callback(access.flush)
         stack.push_async_callback(links.close)
+        stack.push_async_callback(kinds.close)
         stack.callback(catalog.close)
         server = _server(limit_bytes)
         door = Door(
@@ -129,6 +133,7 @@ async def serving(
                 **registry.handlers(front, catalog=catalog, loads=loads),
                 **reflection.handlers(front),
             },
+            kinds=kinds,
             elsewhere=frozenset({health.SERVICE}),
         )
         server.add_generic_rpc_handlers((door,))
@@ -152,6 +157,7 @@ async def serving(
             front=front,
             health=healths,
             catalog=catalog,
+            kinds=kinds,
         )
 
 
@@ -180,6 +186,9 @@ def _server(limit_bytes: int) -> grpc.aio.Server:
             ("grpc.max_send_message_length", -1),
             # Else a second router on the same port would silently take half of the calls.
             ("grpc.so_reuseport", 0),
+            # Finds a caller that vanished without a word: a stream may have no deadline to end it.
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
             # Callers with keepalive are welcome to ping every 10 s, calls open or not.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from aiflow_sdk import Client
 from aiflow_sdk.command.mesh import Mesh
+from aiflow_sdk.command.up import first_call
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -73,6 +75,15 @@ def test_the_first_call_from_a_stub_measures_three_sides(whole_mesh: Mesh, folde
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_shell_line_works(command: str, whole_mesh: Mesh, folder: Path) -> None:
     assert run(shlex.split(command), folder, whole_mesh.router)
+
+
+def test_the_first_call_that_up_prints_works(
+    client: Client, whole_mesh: Mesh, folder: Path
+) -> None:
+    assert client.ready()
+    first = first_call(whole_mesh)
+    assert first.startswith("aiflow infer detector ")
+    assert "Coffee cup" in run(shlex.split(first), folder, whole_mesh.router)
 
 
 @pytest.mark.parametrize("link", LINKS)

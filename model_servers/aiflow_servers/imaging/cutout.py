@@ -24,7 +24,7 @@ _SMALLEST_PX = 16
 # How much local contrast in the photo counts as an edge to which the mask is drawn.
 _TEXTURE = 2e-3
 # Photo pixels kept around the product while it is enlarged: the reach of the outline's blur.
-_RIM_PX = 4
+_RIM_PX = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def cut_out(
         size = _scaled(color.size, scale)
         color, alpha = (image.resize(size, Image.Resampling.LANCZOS) for image in (color, alpha))
         product = _freed(_unit(color), _unit(alpha))
-        shape = _smoothed(_unit(alpha))
+        shape = _smoothed(_unit(alpha), scale)
     else:
         snapped = _snapped(_unit(color), _unit(alpha))
         freed = _freed(_unit(color), snapped)
@@ -109,7 +109,7 @@ def cut_out(
         size = _scaled((snapped.shape[1], snapped.shape[0]), scale)
         # Both filters before the enlargement: the same to the eye, and as fast at any scale.
         product = _resized(_sharpened(freed) if scale >= 1.2 else freed, size)
-        shape = _resized(_smoothed(snapped), size)
+        shape = _resized(_smoothed(snapped, scale), size)
     edge = _outlined(shape, feather_px=feather_px)
     rows, columns = np.flatnonzero(edge.max(axis=1) > 0.5), np.flatnonzero(edge.max(axis=0) > 0.5)
     if not rows.size:  # thinner than the outline's own blur
@@ -203,9 +203,9 @@ def _sharpened(color: Floats) -> Floats:
     return _floats(cv2.addWeighted(color, 1.45, soft, -0.45, 0))
 
 
-def _smoothed(alpha: Floats) -> Floats:
-    """Without the steps that a mask shows when it is enlarged."""
-    return _floats(cv2.GaussianBlur(alpha, (0, 0), 1.0))
+def _smoothed(alpha: Floats, scale: float) -> Floats:
+    """Without the steps that a mask shows when it is enlarged; more so the larger it gets."""
+    return _floats(cv2.GaussianBlur(alpha, (0, 0), min(max(1.0, 0.6 * scale), 2.2)))
 
 
 def _outlined(smooth: Floats, *, feather_px: float) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ class Call:
         method: full gRPC method, "/package.Service/Method".
         name: the model or service asked for.
         onward: metadata for the backend.
-        deadline_s: on the event loop's clock; the caller's or the route's, whichever is earlier.
+        deadline_s: on the event loop's clock; infinite where nobody set one.
         loads: the endpoints that can answer.
         max_attempts: endpoints that may be tried, the first included.
         is_model: whether `name` is a model's.
@@ -40,6 +41,10 @@ class Call:
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)
     backend_s: float = 0.0
+
+    def left_s(self, now_s: float) -> float | None:
+        """Time to the deadline; None where there is none."""
+        return None if self.deadline_s == math.inf else self.deadline_s - now_s
 
     def served_by(self) -> str:
         """The model (else the backend) and the address; empty before the first pick."""

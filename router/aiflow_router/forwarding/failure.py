@@ -44,14 +44,6 @@ def forbids_retry(failure: grpc.aio.AioRpcError) -> bool:
     return any(name == "grpc-retry-pushback-ms" for name, _ in failure.trailing_metadata() or ())
 
 
-def may_repeat(request: bytes) -> bool:
-    """Whether an inference request can be sent twice: steps of a stateful sequence cannot.
-
-    Triton's parameter may also occur as mere data; then a safe retry is not made, which is right.
-    """
-    return b"sequence_" not in request
-
-
 def explained(
     failure: grpc.aio.AioRpcError, call: Call, *, lost: bool, now_s: float, limit_bytes: int
 ) -> Exception:

@@ -63,7 +63,7 @@ class Link:
     def ready(self) -> bool:
         return self._channel.get_state() is READY
 
-    async def connect(self, *, timeout_s: float) -> bool:
+    async def connect(self, *, timeout_s: float | None) -> bool:
         """Whether there is a connection, made now if need be. Nothing of any call is sent."""
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect())

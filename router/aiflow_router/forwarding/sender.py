@@ -2,8 +2,8 @@
 
 When another endpoint is tried, at most `max_attempts` in all:
 - no connection could be made: always, because nothing of the call was sent;
-- UNAVAILABLE to a unary call that its caller declared repeatable (reads and inference of the Open
-  Inference Protocol outside a sequence), unless the backend pushed back;
+- UNAVAILABLE to a unary call that may be repeated (reads and inference of the Open Inference
+  Protocol outside a sequence; methods whose proto says so), unless the backend pushed back;
 - nothing else, ever. In particular no call that other services might have begun to process.
 """
 
@@ -24,6 +24,24 @@ from aiflow_router.telemetry.metrics import Metrics
 from aiflow_sdk import errors
 
 DROPS_WITHIN_S = 0.1
+
+MayRepeat = Callable[[bytes], bool]  # Whether a call with this request can be sent twice.
+
+
+def always(_request: bytes) -> bool:
+    return True
+
+
+def never(_request: bytes) -> bool:
+    return False
+
+
+def outside_a_sequence(request: bytes) -> bool:
+    """Steps of a stateful sequence of the Open Inference Protocol cannot be sent twice.
+
+    Triton's parameter may also occur as mere data; then a safe retry is not made, which is right.
+    """
+    return b"sequence_" not in request
 
 
 class Sender:
@@ -59,7 +77,7 @@ class Sender:
             link.calls += 1
             connected, outcome = False, "CANCELLED"
             try:
-                connected = link.ready() or await link.connect(timeout_s=call.deadline_s - now_s)
+                connected = link.ready() or await link.connect(timeout_s=call.left_s(now_s))
                 outcome = "UNREACHABLE"
             finally:
                 if not connected:
@@ -97,7 +115,7 @@ class Sender:
         return True
 
     async def unary(
-        self, call: Call, request: bytes, *, repeatable: bool
+        self, call: Call, request: bytes, *, may_repeat: MayRepeat
     ) -> tuple[bytes, list[Pair], list[Pair]]:
         """The answer, its initial and its trailing metadata.
 
@@ -116,7 +134,7 @@ class Sender:
             rpc = None
             try:
                 rpc = link.unary(call.method)(
-                    request, timeout=call.deadline_s - sent_s, metadata=call.onward
+                    request, timeout=call.left_s(sent_s), metadata=call.onward
                 )
                 response = await rpc
                 outcome = "OK"
@@ -125,7 +143,7 @@ class Sender:
                 return response, back(initial) if initial else [], back(trailing)
             except grpc.aio.AioRpcError as failure:
                 outcome = failure.code().name
-                own_status = await self._after(call, link, failure, request, repeatable=repeatable)
+                own_status = await self._after(call, link, failure, request, may_repeat)
             finally:
                 call.backend_s += self.clock() - sent_s
                 self.release(call, link, outcome=outcome)
@@ -138,8 +156,7 @@ class Sender:
         link: Link,
         failure: grpc.aio.AioRpcError,
         request: bytes,
-        *,
-        repeatable: bool,
+        may_repeat: MayRepeat,
     ) -> Exception | None:
         """Returns when another endpoint shall be tried, raises when this was the last attempt.
 
@@ -147,13 +164,8 @@ class Sender:
         """
         unavailable = failure.code() is grpc.StatusCode.UNAVAILABLE
         lost = await self.lost(call, link, failure)
-        repeatable = (
-            repeatable
-            and unavailable
-            and not failures.forbids_retry(failure)
-            and failures.may_repeat(request)
-        )
-        if repeatable and call.load is not None:
+        again = unavailable and not failures.forbids_retry(failure) and may_repeat(request)
+        if again and call.load is not None:
             call.tried.append(call.load)
             if call.attempts < call.max_attempts and len(call.tried) < len(call.loads):
                 return None if lost else failure

@@ -26,12 +26,19 @@ Check = Callable[[bytes], None]
 
 
 async def forward_stream(
-    sender: Sender, call: Call, context: Context, *, first: bytes | None, check: Check
+    sender: Sender,
+    call: Call,
+    context: Context,
+    *,
+    first: bytes | None,
+    check: Check,
+    answer_within_s: float | None = None,
 ) -> list[Pair]:
     """Passes the call through to its end; the answer is the trailing metadata.
 
     `first` is the caller's first message where it was already read; `check` raises an AiflowError
-    for a further one that must not be passed on.
+    for a further one that must not be passed on. `answer_within_s` bounds the time from the
+    caller's half-close to the backend's first message.
 
     Raises AioRpcError with the backend's own status, or an AiflowError.
     """
@@ -39,11 +46,12 @@ async def forward_stream(
     sent_s = sender.clock()
     outcome = "CANCELLED"
     try:
-        rpc = link.stream(call.method)(timeout=call.deadline_s - sent_s, metadata=call.onward)
+        rpc = link.stream(call.method)(timeout=call.left_s(sent_s), metadata=call.onward)
     except BaseException:
         sender.release(call, link, outcome=outcome)
         raise
-    up = _Upstream(context, rpc, first=first, check=check)
+    patience = _Patience(rpc, call, answer_within_s)
+    up = _Upstream(context, rpc, first=first, check=check, patience=patience)
     pump = asyncio.create_task(up.run())
     received = 0
     try:
@@ -52,6 +60,7 @@ async def forward_stream(
             await context.send_initial_metadata(tuple(back(initial)))
         while (message := await rpc.read()) is not grpc.aio.EOF:
             received += 1
+            patience.answered()
             await context.write(message)
         outcome = "OK"
         return back(await rpc.trailing_metadata())
@@ -69,12 +78,44 @@ async def forward_stream(
         if up.refusal is not None:
             outcome = "REFUSED"
             raise up.refusal from None
+        if patience.ended is not None:
+            outcome = "DEADLINE_EXCEEDED"
+            raise patience.ended from None
         raise
     finally:
+        patience.answered()
         call.backend_s += sender.clock() - sent_s
         sender.release(call, link, outcome=outcome)
         rpc.cancel()
         pump.cancel()
+
+
+class _Patience:
+    """Ends the backend's call when its first message does not come in time."""
+
+    def __init__(
+        self, rpc: grpc.aio.StreamStreamCall[bytes, bytes], call: Call, within_s: float | None
+    ) -> None:
+        self._rpc = rpc
+        self._call = call
+        self._within_s = within_s
+        self._timer: asyncio.TimerHandle | None = None
+        self.ended: Exception | None = None
+
+    def asked(self) -> None:
+        """The whole request is sent: from here on the answer is waited for."""
+        if self._within_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._within_s, self._end)
+
+    def answered(self) -> None:
+        self._within_s = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self.ended = failures.deadline_exceeded(self._call)
+        self._rpc.cancel()
 
 
 class _Upstream:
@@ -87,11 +128,13 @@ class _Upstream:
         *,
         first: bytes | None,
         check: Check,
+        patience: _Patience,
     ) -> None:
         self._context = context
         self._rpc = rpc
         self._first = first
         self._check = check
+        self._patience = patience
         self.refusal: Exception | None = None
 
     async def run(self) -> None:
@@ -105,6 +148,7 @@ class _Upstream:
             # cancelled. The backend must not take that for a finished upload.
             await asyncio.sleep(HALF_CLOSE_AFTER_S)
             await self._rpc.done_writing()
+            self._patience.asked()
         except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             # The call ended while the caller was still sending: its status is told by the reader.
             return

@@ -1,14 +1,21 @@
-"""The one handler of every gRPC method: the router's own by name, any other by its service."""
+"""The one handler of every gRPC method: the router's own by name, any other by its service.
+
+A method that is known to be unary gets a unary handler, any other one that is right for all kinds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import grpc
 
+from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.metadata import Pair
+from aiflow_router.forwarding.sender import MayRepeat, always, never
 from aiflow_router.forwarding.stream import forward_stream
+from aiflow_router.routing.table import Plan
 from aiflow_router.rpc.visit import Context, Front, Visit
 
 MAX_CACHED_METHODS = 4096
@@ -20,13 +27,21 @@ class Door(grpc.GenericRpcHandler):
     """Hands out handlers: `own` ones, and none for services that are answered `elsewhere`."""
 
     def __init__(
-        self, front: Front, own: Mapping[str, Handler], *, elsewhere: frozenset[str]
+        self,
+        front: Front,
+        own: Mapping[str, Handler],
+        *,
+        kinds: Kinds,
+        elsewhere: frozenset[str],
     ) -> None:
         self._front = front
+        self._kinds = kinds
         self._own_services = frozenset(_service(method) for method in own)
         self._elsewhere = elsewhere
         self._own = dict(own)
-        self._handlers = dict(own)
+        self._handlers: dict[str, Handler] = {}
+        self._forget()
+        kinds.on_change(self._forget)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         method = handler_call_details.method
@@ -36,23 +51,48 @@ class Door(grpc.GenericRpcHandler):
         service = _service(method)
         if service in self._elsewhere or service in self._own_services:
             return None  # gRPC answers "Method not found!".
-        handler = self._front.stream(method, self._forward)
+        handler = self._handler(service, method)
         # Methods of unknown services are made up by callers and not worth remembering.
         if self._front.table.knows_service(service):
             if len(self._handlers) >= MAX_CACHED_METHODS:
-                self._handlers = dict(self._own)
+                self._forget()
             self._handlers[method] = handler
         return handler
 
-    async def _forward(self, visit: Visit, context: Context) -> Iterable[Pair]:
+    def _handler(self, service: str, method: str) -> Handler:
+        kind = self._kinds.get(service, method)
+        if kind is None or not kind.unary:
+            return self._front.stream(method, partial(self._stream, kind_known=kind is not None))
+        return self._front.unary(
+            method, partial(self._unary, may_repeat=always if kind.repeatable else never)
+        )
+
+    async def _unary(
+        self, visit: Visit, request: bytes, context: Context, *, may_repeat: MayRepeat
+    ) -> bytes:
+        plan = self._plan(visit)
+        return await self._front.forward(visit, plan, request, context, may_repeat=may_repeat)
+
+    async def _stream(self, visit: Visit, context: Context, *, kind_known: bool) -> Iterable[Pair]:
+        plan = self._plan(visit)
+        return await forward_stream(
+            self._front.sender,
+            self._front.call(visit, plan, context),
+            context,
+            first=None,
+            check=self._front.check_size,
+            # It may be a unary call: then its one answer is due as a known one's is.
+            answer_within_s=None if kind_known else plan.timeout_s,
+        )
+
+    def _plan(self, visit: Visit) -> Plan:
         service = visit.asked = _service(visit.method)
         if self._front.table.knows_service(service):
             visit.label = service
-        plan = self._front.table.service(service)
-        call = self._front.call(visit, plan, context)
-        return await forward_stream(
-            self._front.sender, call, context, first=None, check=self._front.check_size
-        )
+        return self._front.table.service(service)
+
+    def _forget(self) -> None:
+        self._handlers = dict(self._own)
 
 
 def _service(method: str) -> str:

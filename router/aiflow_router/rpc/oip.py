@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2
 
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair
+from aiflow_router.forwarding.sender import always, outside_a_sequence
 from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.name import model_name
 from aiflow_router.routing.table import Plan
@@ -74,12 +75,10 @@ class _Oip:
         self._sender = front.sender
 
     async def by_model(self, visit: Visit, request: bytes, context: Context) -> bytes:
-        call = self._front.call(visit, self._plan(visit, request), context)
-        response, initial, trailing = await self._sender.unary(call, request, repeatable=True)
-        if initial:
-            await context.send_initial_metadata(tuple(initial))
-        context.set_trailing_metadata(visit.trailers(trailing))
-        return response
+        plan = self._plan(visit, request)
+        return await self._front.forward(
+            visit, plan, request, context, may_repeat=outside_a_sequence
+        )
 
     async def model_ready(self, visit: Visit, request: bytes, context: Context) -> bytes:
         """As Triton: a model that is not there is not ready, which is no error."""
@@ -95,10 +94,13 @@ class _Oip:
 
     async def merged(self, visit: Visit, request: bytes, context: Context) -> bytes:
         """Serialized messages joined end to end are the message with their lists joined."""
-        calls = [self._front.call(visit, plan, context) for plan in self._table.every_oip()]
+        calls = [
+            self._front.call(visit, plan, context, timeout_s=plan.timeout_s)
+            for plan in self._table.every_oip()
+        ]
         visit.call, visit.label, visit.asked = None, SERVICE, ""
         answers = await asyncio.gather(
-            *(self._sender.unary(call, request, repeatable=True) for call in calls),
+            *(self._sender.unary(call, request, may_repeat=always) for call in calls),
             return_exceptions=True,
         )
         parts: list[bytes] = []

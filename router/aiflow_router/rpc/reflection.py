@@ -18,13 +18,11 @@ from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
 from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.kinds import REFLECTION
 from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.routing.table import Plan
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors
-
-SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
-_METHODS = tuple(f"/{service}/ServerReflectionInfo" for service in SERVICES)
 
 # An endpoint that does not answer a descriptor soon is passed over for the next.
 ASK_TIMEOUT_S = 2.0
@@ -41,7 +39,7 @@ def handlers(
     reflection = _Reflection(front)
     return {
         method: front.stream(method, reflection.info, label=method[1:].partition("/")[0])
-        for method in _METHODS
+        for method in REFLECTION
     }
 
 
@@ -71,7 +69,7 @@ class _Reflection:
         if not own.HasField("error_response"):
             return own.SerializeToString()
         for plan in self._front.table.nearest_services(name)[:MAX_ASKED]:
-            for method in _METHODS:
+            for method in REFLECTION:
                 answer = await self._ask(visit, plan, method, request)
                 if answer and not Response.FromString(answer).HasField("error_response"):
                     return answer

@@ -7,6 +7,7 @@ also when the caller cancels.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -26,7 +27,7 @@ from aiflow_router.forwarding.metadata import (
     back,
     read_head,
 )
-from aiflow_router.forwarding.sender import Sender
+from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.identity.keys import Keys, Right
 from aiflow_router.routing.table import Plan, Table
 from aiflow_router.telemetry.access import AccessLog
@@ -173,9 +174,21 @@ class Front:
         if len(message) > self.limit_bytes:
             raise too_large("the message", len(message), limit_bytes=self.limit_bytes)
 
-    def call(self, visit: Visit, plan: Plan, context: Context) -> Call:
-        """The visit's call by its plan, with its deadline fixed."""
-        timeout_s = plan.timeout_s
+    async def forward(
+        self, visit: Visit, plan: Plan, request: bytes, context: Context, *, may_repeat: MayRepeat
+    ) -> bytes:
+        """Passes a unary call on; the answer. Raises AioRpcError, AiflowError."""
+        call = self.call(visit, plan, context, timeout_s=plan.timeout_s)
+        response, initial, trailing = await self.sender.unary(call, request, may_repeat=may_repeat)
+        if initial:
+            await context.send_initial_metadata(tuple(initial))
+        context.set_trailing_metadata(visit.trailers(trailing))
+        return response
+
+    def call(
+        self, visit: Visit, plan: Plan, context: Context, *, timeout_s: float = math.inf
+    ) -> Call:
+        """The visit's call by its plan, due in `timeout_s` or when the caller says, if earlier."""
         left_s = context.time_remaining()
         if left_s is not None and left_s < timeout_s:
             timeout_s = left_s

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 T = TypeVar("T")
@@ -78,8 +78,13 @@ class Metrics:
         self.overhead = overhead.observe
         self.config_load_error = load_errors.inc
 
-    def watch(self, catalogued: Catalogued) -> None:
+    def watch(self, catalogued: Catalogued, *, undescribed: Callable[[], int]) -> None:
         self.registry.register(_AtScrape(catalogued))
+        Gauge(
+            "aiflow_endpoints_undescribed",
+            "Endpoints that have not yet answered which methods they have.",
+            registry=self.registry,
+        ).set_function(undescribed)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

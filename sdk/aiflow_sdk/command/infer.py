@@ -39,11 +39,7 @@ from aiflow_sdk.tensors import Array, InferResult
 @calls_router
 def infer(*, client: Client, model: str, given: tuple[str, ...], as_json: bool, out: Path) -> None:
     """Ask MODEL once and print its outputs; pictures among them are written to files."""
-    stub: Any = service_pb2_grpc.GRPCInferenceServiceStub
-    metadata = client.stub(stub, idempotent=True).ModelMetadata(
-        service_pb2.ModelMetadataRequest(name=model)
-    )
-    result = client.infer(model, parse_inputs(metadata, given))
+    result = client.infer(model, parse_inputs(model_metadata(client, model), given))
     outputs = {name: _readable(model, name, array, out) for name, array in result.outputs.items()}
     if as_json:
         click.echo(json.dumps(_document(result, outputs), indent=2))
@@ -57,6 +53,14 @@ def infer(*, client: Client, model: str, given: tuple[str, ...], as_json: bool, 
         f"{result.model} in {result.elapsed_ms:.0f} ms"
         + (f", served by {result.served_by}" if result.served_by else ""),
         err=True,
+    )
+
+
+def model_metadata(client: Client, model: str) -> Any:
+    """The model's `ModelMetadataResponse`: names, datatypes and shapes of what it takes."""
+    stub: Any = service_pb2_grpc.GRPCInferenceServiceStub
+    return client.stub(stub, idempotent=True).ModelMetadata(
+        service_pb2.ModelMetadataRequest(name=model)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,8 +14,11 @@ from types import FrameType
 
 import click
 
+from aiflow_sdk.client import Client
+from aiflow_sdk.command.infer import model_metadata
 from aiflow_sdk.command.mesh import SERVERS, Mesh, mesh
 from aiflow_sdk.command.processes import StartError, Supervisor
+from aiflow_sdk.errors import AiflowError
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
@@ -127,13 +131,20 @@ def _readable(line: str) -> str:
     return shown if level in ("info", "debug") else f"{level.upper()} {shown}"
 
 
-def _welcome(running: Mesh) -> str:
-    if running.models:
-        first = f"aiflow infer {running.models[0]} --input image=@photo.jpg"
-    else:
-        first = "aiflow status"
+def first_call(running: Mesh) -> str:
+    """A command that works as it is: a model that takes one picture and nothing else."""
+    first = "aiflow status"
+    with Client(running.router) as client, contextlib.suppress(AiflowError):
+        for model in running.models:
+            inputs = model_metadata(client, model).inputs
+            if [(tensor.name, tensor.datatype) for tensor in inputs] == [("image", "BYTES")]:
+                first = f"aiflow infer {model} --input image=@photo.jpg"
     if running.router != "127.0.0.1:7600":
         first += f" --router {running.router}"
+    return first
+
+
+def _welcome(running: Mesh) -> str:
     return "\n".join(
         (
             "",
@@ -144,7 +155,7 @@ def _welcome(running: Mesh) -> str:
             f"  services  {', '.join(running.services) or 'none'}",
             "",
             "A first call to try, in another terminal:",
-            f"  {first}",
+            f"  {first_call(running)}",
             "",
             "Ctrl-C stops everything.",
         )

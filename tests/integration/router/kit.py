@@ -92,11 +92,13 @@ async def backend(**methods: Handle) -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def backend_process() -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
-    """The echoing backend as a process that can be killed."""
+async def backend_process(
+    script: str = "backend_process.py",
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """The echoing backend, or another `script`, as a process that can be killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        str(Path(__file__).with_name("backend_process.py")),
+        str(Path(__file__).with_name(script)),
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None

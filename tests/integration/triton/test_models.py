@@ -133,7 +133,7 @@ async def test_calls_at_the_same_time_share_executions(
     ("bad", "why"),
     [
         pytest.param(b"\x89PNG\r\n\x1a\n and then nothing", "BAD_INPUT", id="a corrupt picture"),
-        pytest.param(TOO_LARGE, "BAD_INPUT: the picture has 30000 x 30000", id="a bomb"),
+        pytest.param(TOO_LARGE, "BAD_INPUT: the picture of 30000 x 30000", id="a bomb"),
     ],
 )
 async def test_one_bad_picture_fails_alone_among_31(

@@ -21,7 +21,7 @@ def test_anchors_are_the_networks() -> None:
 
 
 def test_no_offset_gives_the_anchor_itself() -> None:
-    box = detector.decode_boxes(np.zeros((1917, 4), np.float32))[-6]
+    box = detector.decode_boxes(np.zeros((1917, 4), np.float32), detector.anchors())[-6]
     np.testing.assert_allclose(box, [0.025, 0.025, 0.975, 0.975], rtol=1e-5)
 
 

@@ -1,0 +1,255 @@
+"""What kind of call a method is: asked of the endpoints that serve it, by server reflection.
+
+A unary call is passed on for half of what a stream costs, and one whose proto says that repeating
+it does no harm may be repeated; nothing in the bytes of a call tells either. So every endpoint is
+asked once when it registers, in the background: until it has answered, and for ever where it has
+no reflection, its methods are of unknown kind and go as streams, which is right for all four.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, MethodOptions
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection_pb2
+
+from aiflow_router.catalog.endpoint import Endpoint, Key
+from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.forwarding.link import Link, Links
+
+_log = structlog.get_logger(__name__)
+
+# The messages of both versions are the same on the wire.
+REFLECTION = tuple(
+    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+    for version in ("v1", "v1alpha")
+)
+
+ANSWER_WITHIN_S = 2.0
+ENDPOINT_WITHIN_S = 30.0
+ENDPOINTS_AT_ONCE = 8
+# Parsing holds the event loop; real descriptors are some ten kilobytes.
+MAX_ANSWER_BYTES = 1024 * 1024
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 30.0
+
+_ASK_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """What a descriptor says of a method.
+
+    Attributes:
+        name: in full, "/package.Service/Method".
+        unary: one request, one answer.
+        repeatable: its proto says `option idempotency_level`.
+    """
+
+    name: str
+    unary: bool
+    repeatable: bool
+
+
+Methods = tuple[Method, ...]
+
+
+def described(service: str, files: Iterable[bytes]) -> Methods:
+    """The methods of `service` as serialized FileDescriptorProtos have them; DecodeError."""
+    for file in map(FileDescriptorProto.FromString, files):
+        for found in file.service:
+            if f"{file.package}.{found.name}".lstrip(".") == service:
+                return tuple(
+                    Method(
+                        name=f"/{service}/{method.name}",
+                        unary=not (method.client_streaming or method.server_streaming),
+                        repeatable=method.options.idempotency_level
+                        != MethodOptions.IDEMPOTENCY_UNKNOWN,
+                    )
+                    for method in found.method
+                )
+    return ()
+
+
+def agreed(descriptions: Iterable[Methods]) -> Mapping[str, Method]:
+    """The methods by name; what not all descriptions say of one is not said of it."""
+    found: dict[str, Method] = {}
+    for method in (method for methods in descriptions for method in methods):
+        other = found.get(method.name, method)
+        found[method.name] = Method(
+            name=method.name,
+            unary=method.unary and other.unary,
+            repeatable=method.repeatable and other.repeatable,
+        )
+    return found
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Server:
+    """What is known of one endpoint: what it said, by service, and who is asking it."""
+
+    endpoint: Endpoint
+    asking: asyncio.Task[None]
+    said: Mapping[str, Methods] = field(default_factory=dict)
+
+
+class Kinds:
+    """The kinds of the methods in the catalog. Lives in one event loop."""
+
+    def __init__(
+        self,
+        *,
+        links: Links,
+        rng: random.Random | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._links = links
+        self._changed: Callable[[], None] = lambda: None
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._sleep = sleep
+        self._gate = asyncio.Semaphore(ENDPOINTS_AT_ONCE)
+        self._servers: dict[Key, _Server] = {}
+        # Thousands of endpoints say the same, so what they say is counted.
+        self._said: dict[str, Counter[Methods]] = {}
+        self._methods: dict[str, Mapping[str, Method]] = {}
+
+    def get(self, service: str, method: str) -> Method | None:
+        """The kind of `method` ("/package.Service/Method"); None where it is not known."""
+        methods = self._methods.get(service)
+        return None if methods is None else methods.get(method)
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` whenever a kind is learned or lost."""
+        self._changed = changed
+
+    def pending(self) -> int:
+        """Endpoints that have not answered yet."""
+        return sum(not server.asking.done() for server in self._servers.values())
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Asks each endpoint that is new or registered again, and forgets those that left."""
+        serving = {
+            key: entry.endpoint
+            for key, entry in snapshot.entries.items()
+            if entry.endpoint.services
+        }
+        for key in self._servers.keys() - serving.keys():
+            gone = self._servers.pop(key)
+            gone.asking.cancel()
+            self._take(gone, {})
+        for key, endpoint in serving.items():
+            server = self._servers.get(key)
+            if server is not None and server.endpoint is endpoint:
+                continue
+            asking = asyncio.create_task(self._learn(key, endpoint))
+            asking.add_done_callback(_report)
+            if server is None:
+                self._servers[key] = _Server(endpoint=endpoint, asking=asking)
+            else:  # What it said before holds until it has answered.
+                server.asking.cancel()
+                server.endpoint, server.asking = endpoint, asking
+
+    async def close(self) -> None:
+        tasks = [server.asking for server in self._servers.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _learn(self, key: Key, endpoint: Endpoint) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            async with self._gate:
+                said = await self._ask(endpoint)
+            if said is not None:
+                self._take(self._servers[key], said)
+                return
+            await self._sleep(pause_s * self._rng.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _ask(self, endpoint: Endpoint) -> Mapping[str, Methods] | None:
+        """What the endpoint says, nothing where it has no reflection; None: to be asked again."""
+        link = self._links[endpoint.address]
+        link.calls += 1
+        try:
+            if not (link.ready() or await link.connect(timeout_s=ANSWER_WITHIN_S)):
+                return None
+            for reflection in REFLECTION:
+                try:
+                    return await _descriptions(link, reflection, endpoint.services)
+                except TimeoutError:
+                    return None
+                except grpc.aio.AioRpcError as failure:
+                    if failure.code() in _ASK_AGAIN:
+                        return None
+                except DecodeError as error:
+                    _log.warning(
+                        "an endpoint describes its services in a form that cannot be read",
+                        address=endpoint.address,
+                        error=str(error),
+                    )
+                    return {}
+        finally:
+            link.call_ended()
+        _log.info(
+            "endpoint has no server reflection: its calls go as streams, which costs more",
+            address=endpoint.address,
+            services=endpoint.services,
+        )
+        return {}
+
+    def _take(self, server: _Server, said: Mapping[str, Methods]) -> None:
+        """Replaces what the server said, and tells when that changes a method's kind."""
+        before, server.said = server.said, said
+        changed = False
+        for service in before.keys() | said.keys():
+            counts = self._said.setdefault(service, Counter())
+            if methods := before.get(service):
+                counts[methods] -= 1
+            if methods := said.get(service):
+                counts[methods] += 1
+            self._said[service] = +counts
+            now = agreed(self._said[service])
+            changed = changed or now != self._methods.get(service, {})
+            self._methods[service] = now
+            if not now:
+                del self._methods[service], self._said[service]
+        if changed:
+            self._changed()
+
+
+async def _descriptions(
+    link: Link, reflection: str, services: Sequence[str]
+) -> Mapping[str, Methods]:
+    """Raises AioRpcError, TimeoutError, DecodeError."""
+    rpc = link.stream(reflection)(timeout=ENDPOINT_WITHIN_S)
+    found: dict[str, Methods] = {}
+    try:
+        for service in services:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)
+                with contextlib.suppress(asyncio.InvalidStateError):  # It is over: read says why.
+                    await rpc.write(request.SerializeToString())
+                raw = await rpc.read()
+            if not isinstance(raw, bytes) or len(raw) > MAX_ANSWER_BYTES:
+                raise DecodeError(f"no answer, or one of more than {MAX_ANSWER_BYTES} bytes")
+            answer = reflection_pb2.ServerReflectionResponse.FromString(raw)
+            files = answer.file_descriptor_response.file_descriptor_proto
+            found[service] = described(service, files)
+    finally:
+        rpc.cancel()
+    return found
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("asking an endpoint for its methods failed", exc_info=error)
