@@ -205,6 +205,7 @@ class _partial:  # noqa: N801 - reads as a verb where it is used
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
+            self._path.chmod(0o755)  # mkdtemp keeps others out; an image is built by root
             self._path.rename(self._final)
         else:
             shutil.rmtree(self._path, ignore_errors=True)
