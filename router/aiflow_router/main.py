@@ -189,6 +189,7 @@ def _server(limit_bytes: int) -> grpc.aio.Server:
             # Finds a caller that vanished without a word: a stream may have no deadline to end it.
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.http2.max_pings_without_data", 0),  # Silent streams too, as often.
             # Callers with keepalive are welcome to ping every 10 s, calls open or not.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
