@@ -32,6 +32,9 @@ from aiflow_router.telemetry.metrics import Metrics
 _log = structlog.get_logger(__name__)
 
 LAST_ANSWERS_S = 0.5
+KEEPALIVE_MS = 20_000
+# gRPC's keepalive timeout has no effect while this one is at its minute.
+PING_TIMEOUT_MS = 5_000
 
 _DEFAULT_POLICY = Policy(timeout_s=15.0, attempts=2, balance="least_request")
 
@@ -187,8 +190,9 @@ def _server(limit_bytes: int) -> grpc.aio.Server:
             # Else a second router on the same port would silently take half of the calls.
             ("grpc.so_reuseport", 0),
             # Finds a caller that vanished without a word: a stream may have no deadline to end it.
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+            ("grpc.http2.max_pings_without_data", 0),  # Silent streams too, as often.
             # Callers with keepalive are welcome to ping every 10 s, calls open or not.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),

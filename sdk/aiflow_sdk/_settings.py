@@ -98,7 +98,7 @@ class Settings:
             # A dead peer is noticed within 40 s. Servers answer pings more often than once in
             # 5 minutes with GOAWAY unless a call is in flight, so none are sent on an idle channel.
             ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),  # keepalive_timeout_ms has no effect in 1.78
             ("grpc.keepalive_permit_without_calls", 0),
             # A router that restarts is found again within about a second, not gRPC's two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),

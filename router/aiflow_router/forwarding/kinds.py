@@ -1,9 +1,9 @@
 """What kind of call a method is: asked of the endpoints that serve it, by server reflection.
 
-A unary call is passed on for half of what a stream costs, and one whose proto says that repeating
-it does no harm may be repeated; nothing in the bytes of a call tells either. So every endpoint is
-asked once when it registers, in the background: until it has answered, and for ever where it has
-no reflection, its methods are of unknown kind and go as streams, which is right for all four.
+A unary call is passed on for two thirds of what a stream costs, and one whose proto says that
+repeating it does no harm may be repeated; nothing in the bytes of a call tells either. So every
+endpoint is asked when it registers, in the background: until it has answered, and for ever where
+it has no reflection, its methods are of unknown kind and go as streams, which is right for all.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.max_reconnect_backoff_ms", 1000),
         # Finds a peer that vanished without a word; 20 s is what servers tolerate with calls open.
         ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
+        # gRPC's keepalive timeout has no effect while this one is at its minute.
+        ("grpc.http2.ping_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 0),
     ]
 

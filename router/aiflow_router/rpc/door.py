@@ -6,17 +6,16 @@ A method that is known to be unary gets a unary handler, any other one that is r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import TypeAlias
 
 import grpc
 
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.metadata import Pair
-from aiflow_router.forwarding.sender import MayRepeat, always, never
+from aiflow_router.forwarding.sender import always, never
 from aiflow_router.forwarding.stream import forward_stream
-from aiflow_router.routing.table import Plan
 from aiflow_router.rpc.visit import Context, Front, Visit
+from aiflow_router.telemetry.metrics import UNKNOWN
 
 MAX_CACHED_METHODS = 4096
 
@@ -51,45 +50,42 @@ class Door(grpc.GenericRpcHandler):
         service = _service(method)
         if service in self._elsewhere or service in self._own_services:
             return None  # gRPC answers "Method not found!".
-        handler = self._handler(service, method)
+        known = self._front.table.knows_service(service)
+        handler = self._handler(service, method, label=service if known else UNKNOWN)
         # Methods of unknown services are made up by callers and not worth remembering.
-        if self._front.table.knows_service(service):
+        if known:
             if len(self._handlers) >= MAX_CACHED_METHODS:
                 self._forget()
             self._handlers[method] = handler
         return handler
 
-    def _handler(self, service: str, method: str) -> Handler:
+    def _handler(self, service: str, method: str, *, label: str) -> Handler:
+        """A handler with everything decided that does not depend on the call."""
+        front = self._front
         kind = self._kinds.get(service, method)
+
+        async def unary(visit: Visit, request: bytes, context: Context) -> bytes:
+            visit.asked = service
+            plan = front.table.service(service)
+            return await front.forward(visit, plan, request, context, may_repeat=may_repeat)
+
+        async def stream(visit: Visit, context: Context) -> Iterable[Pair]:
+            visit.asked = service
+            plan = front.table.service(service)
+            return await forward_stream(
+                front.sender,
+                front.call(visit, plan, context),
+                context,
+                first=None,
+                check=front.check_size,
+                # It may be a unary call: then its one answer is due as a known one's is.
+                answer_within_s=plan.timeout_s if kind is None else None,
+            )
+
         if kind is None or not kind.unary:
-            return self._front.stream(method, partial(self._stream, kind_known=kind is not None))
-        return self._front.unary(
-            method, partial(self._unary, may_repeat=always if kind.repeatable else never)
-        )
-
-    async def _unary(
-        self, visit: Visit, request: bytes, context: Context, *, may_repeat: MayRepeat
-    ) -> bytes:
-        plan = self._plan(visit)
-        return await self._front.forward(visit, plan, request, context, may_repeat=may_repeat)
-
-    async def _stream(self, visit: Visit, context: Context, *, kind_known: bool) -> Iterable[Pair]:
-        plan = self._plan(visit)
-        return await forward_stream(
-            self._front.sender,
-            self._front.call(visit, plan, context),
-            context,
-            first=None,
-            check=self._front.check_size,
-            # It may be a unary call: then its one answer is due as a known one's is.
-            answer_within_s=None if kind_known else plan.timeout_s,
-        )
-
-    def _plan(self, visit: Visit) -> Plan:
-        service = visit.asked = _service(visit.method)
-        if self._front.table.knows_service(service):
-            visit.label = service
-        return self._front.table.service(service)
+            return front.stream(method, stream, label=label)
+        may_repeat = always if kind.repeatable else never
+        return front.unary(method, unary, label=label)
 
     def _forget(self) -> None:
         self._handlers = dict(self._own)

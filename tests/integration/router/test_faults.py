@@ -1,6 +1,8 @@
 """Endpoints that die, vanish or refuse: retried where that is safe, told where it is not."""
 
 import asyncio
+import signal
+import sys
 import time
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from integration.router.kit import Seen, backend, backend_process, infer, mesh, until
 
 from aiflow.registry.v1 import registry_pb2
+from aiflow_router import main
 from aiflow_sdk import errors, status
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -182,3 +185,49 @@ async def test_deregistering_and_draining_stop_new_calls_and_let_running_ones_fi
         go_on.set()
         assert await running == b"x"
         await m.registry.Deregister(registry_pb2.DeregisterRequest(lease_id=lease))
+
+
+async def test_a_caller_that_vanishes_without_a_word_frees_its_stream_as_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half_closed: list[object] = []
+
+    async def done_writing(call: object) -> None:
+        half_closed.append(call)
+
+    monkeypatch.setattr(grpc.aio.StreamStreamCall, "done_writing", done_writing)
+    monkeypatch.setattr(main, "KEEPALIVE_MS", 500)
+    monkeypatch.setattr(main, "PING_TIMEOUT_MS", 500)
+    async with backend() as server, mesh() as m:
+        await m.register(server.address)
+        caller = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _SILENT_CALLER,
+            m.router.grpc_address,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert caller.stdout is not None
+            assert await caller.stdout.readline() == b"open\n"
+            caller.send_signal(signal.SIGSTOP)
+            await until(lambda: m.inflight() == 0)
+            await until(lambda: b'"code":"CANCELLED"' in b"".join(m.log))
+            assert not half_closed
+        finally:
+            caller.kill()
+            await caller.wait()
+
+
+_SILENT_CALLER = """
+import sys, threading, grpc
+
+def messages():
+    yield b"x"
+    threading.Event().wait()
+
+answers = grpc.insecure_channel(sys.argv[1]).stream_stream("/a.Echo/Echo")(messages())
+next(answers)
+print("open", flush=True)
+threading.Event().wait()
+"""

@@ -62,6 +62,11 @@ def touch(path: str) -> None:
         file.write(str(os.getpid()))
 
 
+def touch_and_wait(path: str, seconds: float) -> None:
+    touch(path)
+    time.sleep(seconds)
+
+
 def die(number: int) -> None:
     os.kill(os.getpid(), number)
 

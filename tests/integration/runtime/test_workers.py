@@ -270,10 +270,12 @@ async def test_the_event_loop_is_not_held_while_every_worker_computes() -> None:
         assert lags[len(lags) // 2] < 0.05
 
 
-async def test_closing_ends_running_and_waiting_jobs_and_every_process() -> None:
+async def test_closing_ends_running_and_waiting_jobs_and_every_process(tmp_path: Path) -> None:
     async with Workers(size=1) as workers:
         pids = workers.pids
-        running = asyncio.create_task(workers.run(jobs.wait, 60))
+        begun = tmp_path / "begun"
+        running = asyncio.create_task(workers.run(jobs.touch_and_wait, str(begun), 60))
+        await until(begun.exists)
         waiting = asyncio.create_task(workers.run(jobs.echo, b""))
         await until(lambda: workers.queued == 1)
     outcomes = await asyncio.gather(running, waiting, return_exceptions=True)
