@@ -28,7 +28,7 @@ from aiflow_servers import places, weights
 MODEL = "detector"
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 CALLERS = 32
-ROUNDS = 3
+ROUNDS = 5
 SECONDS = 6.0
 WARM_UP_S = 2.0
 

@@ -12,10 +12,20 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 T = TypeVar("T")
+
+disable_created_metrics()  # a second series for each, which nobody reads
 
 # Label of a call that named nothing the router knows.
 UNKNOWN = "unknown"
@@ -42,6 +52,7 @@ class Catalogued(Protocol):
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         requests = Counter(
             "aiflow_requests",
             "Calls answered, by status code.",
