@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from aiflow_servers.runtime.registration import Registration, RegistrationState
 from aiflow_servers.runtime.workers import Workers
 
-prometheus.disable_created_metrics()  # a second series for each, which nobody reads
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series nobody reads
 
 # CPU algorithms answer within milliseconds to tens of seconds.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60)

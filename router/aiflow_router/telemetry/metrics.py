@@ -25,7 +25,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 T = TypeVar("T")
 
-disable_created_metrics()  # a second series for each, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series nobody reads
 
 # Label of a call that named nothing the router knows.
 UNKNOWN = "unknown"
