@@ -30,8 +30,11 @@ class _UnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Unit.ValueType],
     UNIT_UNSPECIFIED: _Unit.ValueType  # 0
     """Centimetres."""
     UNIT_CENTIMETRE: _Unit.ValueType  # 1
+    """"12.5 cm"."""
     UNIT_MILLIMETRE: _Unit.ValueType  # 2
+    """"125 mm"."""
     UNIT_INCH: _Unit.ValueType  # 3
+    """"4.9 in", of 2.54 cm."""
 
 class Unit(_Unit, metaclass=_UnitEnumTypeWrapper):
     """Unit of the labels."""
@@ -39,8 +42,11 @@ class Unit(_Unit, metaclass=_UnitEnumTypeWrapper):
 UNIT_UNSPECIFIED: Unit.ValueType  # 0
 """Centimetres."""
 UNIT_CENTIMETRE: Unit.ValueType  # 1
+""""12.5 cm"."""
 UNIT_MILLIMETRE: Unit.ValueType  # 2
+""""125 mm"."""
 UNIT_INCH: Unit.ValueType  # 3
+""""4.9 in", of 2.54 cm."""
 Global___Unit: _TypeAlias = Unit  # noqa: Y015
 
 class _Dimension:
@@ -51,16 +57,22 @@ class _DimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dimension.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     DIMENSION_UNSPECIFIED: _Dimension.ValueType  # 0
     DIMENSION_WIDTH: _Dimension.ValueType  # 1
+    """Size.width_cm."""
     DIMENSION_HEIGHT: _Dimension.ValueType  # 2
+    """Size.height_cm."""
     DIMENSION_DEPTH: _Dimension.ValueType  # 3
+    """Size.depth_cm."""
 
 class Dimension(_Dimension, metaclass=_DimensionEnumTypeWrapper):
     """Which side of the product an axis measures."""
 
 DIMENSION_UNSPECIFIED: Dimension.ValueType  # 0
 DIMENSION_WIDTH: Dimension.ValueType  # 1
+"""Size.width_cm."""
 DIMENSION_HEIGHT: Dimension.ValueType  # 2
+"""Size.height_cm."""
 DIMENSION_DEPTH: Dimension.ValueType  # 3
+"""Size.depth_cm."""
 Global___Dimension: _TypeAlias = Dimension  # noqa: Y015
 
 @_typing.final
@@ -72,7 +84,9 @@ class Point(_message.Message):
     X_FIELD_NUMBER: _builtins.int
     Y_FIELD_NUMBER: _builtins.int
     x: _builtins.float
+    """To the right, -100000 to 100000."""
     y: _builtins.float
+    """Down, -100000 to 100000."""
     def __init__(
         self,
         *,
@@ -98,9 +112,13 @@ class Rectangle(_message.Message):
     RIGHT_FIELD_NUMBER: _builtins.int
     BOTTOM_FIELD_NUMBER: _builtins.int
     left: _builtins.float
+    """x of the left side."""
     top: _builtins.float
+    """y of the upper side."""
     right: _builtins.float
+    """x of the right side, greater than left."""
     bottom: _builtins.float
+    """y of the lower side, greater than top."""
     def __init__(
         self,
         *,
@@ -151,6 +169,8 @@ Global___Size: _TypeAlias = Size  # noqa: Y015
 
 @_typing.final
 class AnnotateDimensionsRequest(_message.Message):
+    """A product's box as it is seen, and its size as it is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_WIDTH_FIELD_NUMBER: _builtins.int
@@ -161,9 +181,11 @@ class AnnotateDimensionsRequest(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     COLOR_FIELD_NUMBER: _builtins.int
     image_width: _builtins.int
-    """Size of the photo in pixels, each 16 to 16384."""
+    """Width of the photo in pixels, 16 to 16384."""
     image_height: _builtins.int
+    """Height of the photo in pixels, 16 to 16384."""
     unit: Global___Unit.ValueType
+    """What the numbers are written in."""
     color: _builtins.str
     """Colour of lines and numbers as "#rrggbb"; empty means "#e4002b"."""
     @_builtins.property
@@ -175,7 +197,9 @@ class AnnotateDimensionsRequest(_message.Message):
         """
 
     @_builtins.property
-    def size(self) -> Global___Size: ...
+    def size(self) -> Global___Size:
+        """How large the product really is; must be set."""
+
     @_builtins.property
     def product(self) -> Global___Rectangle:
         """The product's box in the photo as a detector saw it. When given, the box
@@ -217,22 +241,27 @@ class Axis(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     LENGTH_CM_FIELD_NUMBER: _builtins.int
     dimension: Global___Dimension.ValueType
+    """Which side of the product it measures."""
     label: _builtins.str
     """What the number says, such as "12.5 cm", "125 mm" or "4.9 in"."""
     length_cm: _builtins.float
     """Length in centimetres."""
     @_builtins.property
     def edge_start(self) -> Global___Point:
-        """The visible edge of the product that is measured."""
+        """One end of the visible edge of the product that is measured."""
 
     @_builtins.property
-    def edge_end(self) -> Global___Point: ...
+    def edge_end(self) -> Global___Point:
+        """Its other end."""
+
     @_builtins.property
     def line_start(self) -> Global___Point:
-        """The dimension line, set off from the edge and parallel to it."""
+        """One end of the dimension line, set off from the edge and parallel to it."""
 
     @_builtins.property
-    def line_end(self) -> Global___Point: ...
+    def line_end(self) -> Global___Point:
+        """Its other end."""
+
     @_builtins.property
     def label_at(self) -> Global___Point:
         """Centre of the number."""
@@ -259,6 +288,8 @@ Global___Axis: _TypeAlias = Axis  # noqa: Y015
 
 @_typing.final
 class AnnotateDimensionsResponse(_message.Message):
+    """The three dimensions, as data and drawn."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AXES_FIELD_NUMBER: _builtins.int

@@ -44,6 +44,7 @@ class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageForm
     IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
     """PNG."""
     IMAGE_FORMAT_PNG: _ImageFormat.ValueType  # 1
+    """PNG, lossless."""
     IMAGE_FORMAT_JPEG: _ImageFormat.ValueType  # 2
     """JPEG, quality 92, 4:4:4."""
     IMAGE_FORMAT_WEBP: _ImageFormat.ValueType  # 3
@@ -55,6 +56,7 @@ class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper):
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
 """PNG."""
 IMAGE_FORMAT_PNG: ImageFormat.ValueType  # 1
+"""PNG, lossless."""
 IMAGE_FORMAT_JPEG: ImageFormat.ValueType  # 2
 """JPEG, quality 92, 4:4:4."""
 IMAGE_FORMAT_WEBP: ImageFormat.ValueType  # 3
@@ -78,8 +80,9 @@ class Image(_message.Message):
     the bytes decide.
     """
     width: _builtins.int
-    """Size in pixels; set in answers, ignored in requests."""
+    """Width in pixels; set in answers, ignored in requests."""
     height: _builtins.int
+    """Height in pixels; set in answers, ignored in requests."""
     def __init__(
         self,
         *,
@@ -107,9 +110,13 @@ class Rectangle(_message.Message):
     RIGHT_FIELD_NUMBER: _builtins.int
     BOTTOM_FIELD_NUMBER: _builtins.int
     left: _builtins.float
+    """x of the left side."""
     top: _builtins.float
+    """y of the upper side."""
     right: _builtins.float
+    """x of the right side, greater than left."""
     bottom: _builtins.float
+    """y of the lower side, greater than top."""
     def __init__(
         self,
         *,
@@ -128,6 +135,8 @@ Global___Rectangle: _TypeAlias = Rectangle  # noqa: Y015
 
 @_typing.final
 class ComposeMainImageRequest(_message.Message):
+    """A photo, what of it is the product, and how the main image shall look."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PHOTO_FIELD_NUMBER: _builtins.int
@@ -154,6 +163,7 @@ class ComposeMainImageRequest(_message.Message):
     background: _builtins.str
     """Canvas colour as "#rrggbb"; empty means white."""
     format: Global___ImageFormat.ValueType
+    """How the main image is encoded."""
     @_builtins.property
     def photo(self) -> Global___Image:
         """The product photo."""
@@ -198,12 +208,16 @@ Global___ComposeMainImageRequest: _TypeAlias = ComposeMainImageRequest  # noqa: 
 
 @_typing.final
 class ComposeMainImageResponse(_message.Message):
+    """A finished main image."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     PRODUCT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def image(self) -> Global___Image: ...
+    def image(self) -> Global___Image:
+        """A square of canvas_px."""
+
     @_builtins.property
     def product(self) -> Global___Rectangle:
         """Where the product lies on the canvas."""
@@ -224,6 +238,8 @@ Global___ComposeMainImageResponse: _TypeAlias = ComposeMainImageResponse  # noqa
 
 @_typing.final
 class RenderOverlayRequest(_message.Message):
+    """A photo and what is drawn over it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PHOTO_FIELD_NUMBER: _builtins.int
@@ -232,17 +248,20 @@ class RenderOverlayRequest(_message.Message):
     MIN_LONG_SIDE_PX_FIELD_NUMBER: _builtins.int
     svg: _builtins.str
     """An SVG document of the photo's size or proportions, at most 1 MiB, drawn
-    over the whole photo. External
-    references are refused, and so are scripts, filters and patterns.
+    over the whole photo. External references are refused, and so are scripts,
+    filters and patterns.
     """
     format: Global___ImageFormat.ValueType
+    """How the answer is encoded."""
     min_long_side_px: _builtins.int
     """Enlarge the photo (Lanczos) until its longer side has this many pixels
     before drawing, so that thin lines and small numbers stay crisp; 0 to 8192,
     0 or anything smaller than the photo leaves it as it is.
     """
     @_builtins.property
-    def photo(self) -> Global___Image: ...
+    def photo(self) -> Global___Image:
+        """The photo below."""
+
     def __init__(
         self,
         *,
@@ -261,11 +280,15 @@ Global___RenderOverlayRequest: _TypeAlias = RenderOverlayRequest  # noqa: Y015
 
 @_typing.final
 class RenderOverlayResponse(_message.Message):
+    """A photo with a drawing."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def image(self) -> Global___Image: ...
+    def image(self) -> Global___Image:
+        """Of the photo's size, or enlarged as asked."""
+
     def __init__(
         self,
         *,
@@ -281,10 +304,14 @@ Global___RenderOverlayResponse: _TypeAlias = RenderOverlayResponse  # noqa: Y015
 
 @_typing.final
 class ComposeContactSheetRequest(_message.Message):
+    """Pictures and how they are set."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Tile(_message.Message):
+        """One picture of the sheet."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         IMAGE_FIELD_NUMBER: _builtins.int
@@ -292,7 +319,9 @@ class ComposeContactSheetRequest(_message.Message):
         caption: _builtins.str
         """One line under the picture, at most 80 characters."""
         @_builtins.property
-        def image(self) -> Global___Image: ...
+        def image(self) -> Global___Image:
+            """Shown whole, scaled to the tile."""
+
         def __init__(
             self,
             *,
@@ -319,6 +348,7 @@ class ComposeContactSheetRequest(_message.Message):
     tile_px: _builtins.int
     """Side of one square tile in pixels, 64 to 1024; 0 means 512."""
     format: Global___ImageFormat.ValueType
+    """How the sheet is encoded."""
     @_builtins.property
     def tiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComposeContactSheetRequest.Tile]:
         """1 to 64 pictures, left to right, top to bottom."""
@@ -342,11 +372,15 @@ Global___ComposeContactSheetRequest: _TypeAlias = ComposeContactSheetRequest  # 
 
 @_typing.final
 class ComposeContactSheetResponse(_message.Message):
+    """A finished sheet."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def image(self) -> Global___Image: ...
+    def image(self) -> Global___Image:
+        """As large as tiles, captions and heading need."""
+
     def __init__(
         self,
         *,

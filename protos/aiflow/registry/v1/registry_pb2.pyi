@@ -133,6 +133,8 @@ Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 @_typing.final
 class RegisterRequest(_message.Message):
+    """Asks for a lease."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ENDPOINT_FIELD_NUMBER: _builtins.int
@@ -142,7 +144,9 @@ class RegisterRequest(_message.Message):
     0 means 2000. Renew three times within it.
     """
     @_builtins.property
-    def endpoint(self) -> Global___Endpoint: ...
+    def endpoint(self) -> Global___Endpoint:
+        """What is to be called from now on; must be set."""
+
     def __init__(
         self,
         *,
@@ -159,6 +163,8 @@ Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
 
 @_typing.final
 class RegisterResponse(_message.Message):
+    """A lease."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
@@ -183,11 +189,14 @@ Global___RegisterResponse: _TypeAlias = RegisterResponse  # noqa: Y015
 
 @_typing.final
 class RenewRequest(_message.Message):
+    """Asks for more time."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
+    """As RegisterResponse gave it."""
     state: Global___EndpointState.ValueType
     """READY or DRAINING; unspecified means READY."""
     def __init__(
@@ -206,6 +215,8 @@ Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
 
 @_typing.final
 class RenewResponse(_message.Message):
+    """A lease that goes on."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TTL_MS_FIELD_NUMBER: _builtins.int
@@ -226,10 +237,13 @@ Global___RenewResponse: _TypeAlias = RenewResponse  # noqa: Y015
 
 @_typing.final
 class DeregisterRequest(_message.Message):
+    """Gives a lease back."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
+    """As RegisterResponse gave it."""
     def __init__(
         self,
         *,
@@ -245,6 +259,8 @@ Global___DeregisterRequest: _TypeAlias = DeregisterRequest  # noqa: Y015
 
 @_typing.final
 class DeregisterResponse(_message.Message):
+    """The endpoint gets no new calls."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -260,6 +276,8 @@ Global___DeregisterResponse: _TypeAlias = DeregisterResponse  # noqa: Y015
 
 @_typing.final
 class ListEndpointsRequest(_message.Message):
+    """Asks for the whole catalog."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -275,10 +293,14 @@ Global___ListEndpointsRequest: _TypeAlias = ListEndpointsRequest  # noqa: Y015
 
 @_typing.final
 class ListEndpointsResponse(_message.Message):
+    """The catalog at one moment."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Entry(_message.Message):
+        """One endpoint and how it is doing."""
+
         DESCRIPTOR: _descriptor.Descriptor
 
         ENDPOINT_FIELD_NUMBER: _builtins.int
@@ -286,12 +308,15 @@ class ListEndpointsResponse(_message.Message):
         INFLIGHT_FIELD_NUMBER: _builtins.int
         EXPIRES_IN_MS_FIELD_NUMBER: _builtins.int
         state: Global___EndpointState.ValueType
+        """Whether this router sends new calls to it."""
         inflight: _builtins.int
         """Calls that this router has in flight to it now."""
         expires_in_ms: _builtins.int
         """Time to the expiry of its lease, in milliseconds."""
         @_builtins.property
-        def endpoint(self) -> Global___Endpoint: ...
+        def endpoint(self) -> Global___Endpoint:
+            """As it registered."""
+
         def __init__(
             self,
             *,
@@ -313,7 +338,9 @@ class ListEndpointsResponse(_message.Message):
     every change.
     """
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListEndpointsResponse.Entry]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListEndpointsResponse.Entry]:
+        """Sorted by backend and address."""
+
     def __init__(
         self,
         *,
