@@ -12,6 +12,9 @@ from aiflow_servers.triton.install import install
 from aiflow_servers.triton.process import Launch
 
 
+_KEPT_LOGS = 20
+
+
 def prepare(
     *,
     repository: Path,
@@ -51,8 +54,17 @@ def prepare(
         repository=repository,
         models=chosen,
         weights=fetched,
-        log=cache / "triton" / "logs" / f"{os.getpid()}.log",
+        log=log_in(cache / "triton" / "logs"),
         host=host,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
     )
+
+
+def log_in(folder: Path) -> Path:
+    """The log file of this process in `folder`, where only the latest of earlier ones stay."""
+    with places.writing(folder):
+        logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in logs[_KEPT_LOGS - 1 :]:
+            old.unlink(missing_ok=True)
+    return folder / f"{os.getpid()}.log"
