@@ -11,7 +11,6 @@ from aiflow_servers.triton import repository as repositories
 from aiflow_servers.triton.install import install
 from aiflow_servers.triton.process import Launch
 
-
 _KEPT_LOGS = 20
 
 
@@ -54,16 +53,16 @@ def prepare(
         repository=repository,
         models=chosen,
         weights=fetched,
-        log=log_in(cache / "triton" / "logs"),
+        log=log_in(cache / "triton" / "logs", report),
         host=host,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
     )
 
 
-def log_in(folder: Path) -> Path:
+def log_in(folder: Path, report: Callable[[str], None]) -> Path:
     """The log file of this process in `folder`, where only the latest of earlier ones stay."""
-    with places.writing(folder):
+    with places.locked(folder, report):  # another one may be tidying up too
         logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in logs[_KEPT_LOGS - 1 :]:
             old.unlink(missing_ok=True)
