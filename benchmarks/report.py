@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,5 +29,6 @@ def write(name: str, figures: Mapping[str, Any], *, wanted: Mapping[str, str]) -
     Console().print(table)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.json"
-    path.write_text(json.dumps({**figures, "machine": platform.processor()}, indent=2) + "\n")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    path.write_text(json.dumps({**figures, "machine": machine}, indent=2) + "\n")
     Console().print(f"written to {path.relative_to(FOLDER.parent.parent)}")

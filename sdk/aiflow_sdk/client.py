@@ -101,8 +101,8 @@ class Client:
             parameters: passed on to the model.
             timeout_s: of the whole call; None means the client's.
             request_id: the id to log it under; None makes one.
-            session: calls of one session prefer the same endpoint.
-            priority: "high", "normal" or "low".
+            session: sent as `x-aiflow-session` for the server to read; no effect on routing.
+            priority: "high", "normal" or "low", sent as `x-aiflow-priority`; no effect on routing.
         """
         metadata = call_metadata(request_id=request_id, session=session, priority=priority)
         request = tensors.to_request(
@@ -190,8 +190,8 @@ class Client:
             request: the method's request message.
             timeout_s: of the whole call; None means the client's.
             request_id: the id to log it under; None makes one.
-            session: calls of one session prefer the same endpoint.
-            priority: "high", "normal" or "low".
+            session: sent as `x-aiflow-session` for the server to read; no effect on routing.
+            priority: "high", "normal" or "low", sent as `x-aiflow-priority`; no effect on routing.
             idempotent: repeating it does no harm.
         """
         if isinstance(method, str):

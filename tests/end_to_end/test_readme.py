@@ -1,4 +1,4 @@
-"""What README tells a newcomer to run, runs: copied from the page, not written again."""
+"""What README and docs/command.md tell to run, runs: copied from the page, not written again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from aiflow_sdk.command.up import first_call
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 CODE = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = re.findall(r"^    (aiflow .*)$", README, re.MULTILINE)
+PAGES = README + (ROOT / "docs/command.md").read_text()
+COMMANDS = [
+    command.replace("\\\n", "")
+    for command in re.findall(r"^    (aiflow (?!up)(?:\\\n|.)*)$", PAGES, re.MULTILINE)
+]
 LINKS = re.findall(r"\]\(([^)#:]+)\)", README)
 
 

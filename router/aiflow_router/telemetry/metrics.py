@@ -78,7 +78,8 @@ class Metrics:
             ("backend", "outcome"),
             registry=self.registry,
         )
-        load_errors = Counter(
+        # The file is read once, and a router does not start with a wrong one: it stays 0.
+        Counter(
             "aiflow_config_load_errors",
             "Configurations that were refused since the start.",
             registry=self.registry,
@@ -87,7 +88,6 @@ class Metrics:
         self.duration = _cached(lambda *labels: duration.labels(*labels).observe)
         self.attempts = _cached(lambda *labels: attempts.labels(*labels).inc)
         self.overhead = overhead.observe
-        self.config_load_error = load_errors.inc
 
     def watch(self, catalogued: Catalogued, *, undescribed: Callable[[], int]) -> None:
         self.registry.register(_AtScrape(catalogued))

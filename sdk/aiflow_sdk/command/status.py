@@ -54,6 +54,6 @@ def _table(endpoints: tuple[Endpoint, ...]) -> Table:
             "\n".join((*one.models, *one.services)),
             f"[{_COLOURS[one.state]}]{one.state}[/]",
             str(one.inflight),
-            f"{one.expires_in_s:.1f} s",
+            f"{one.expires_in_s:.1f} s" if one.expires_in_s else "static",
         )
     return table

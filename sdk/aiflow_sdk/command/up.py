@@ -31,10 +31,24 @@ class _StoppedError(BaseException):
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="AIFLOW_CONFIG",
+    show_envvar=True,
     help="The router's configuration; by default aiflow.yaml where there is one.",
 )
-@click.option("--grpc", metavar="HOST:PORT", help="The router's gRPC address; port 0: a free one.")
-@click.option("--http", metavar="HOST:PORT", help="Its address for health and metrics.")
+@click.option(
+    "--grpc",
+    metavar="HOST:PORT",
+    envvar="AIFLOW_LISTEN_GRPC",
+    show_envvar=True,
+    help="The router's gRPC address; port 0: a free one.",
+)
+@click.option(
+    "--http",
+    metavar="HOST:PORT",
+    envvar="AIFLOW_LISTEN_HTTP",
+    show_envvar=True,
+    help="Its address for health and metrics.",
+)
 @click.option(
     "--without", multiple=True, metavar="NAME", help="Leave out triton, imaging or geometry."
 )

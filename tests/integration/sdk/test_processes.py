@@ -180,6 +180,22 @@ def test_a_port_in_use_is_one_clear_line_and_exit_1() -> None:
     assert "--grpc" in done.stderr
 
 
+def test_up_listens_where_the_environment_says_as_the_router_does(tmp_path: Path) -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "aiflow_sdk.command", "up", "--http", "127.0.0.1:0"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            cwd=tmp_path,  # without an aiflow.yaml
+            env={**os.environ, "AIFLOW_LISTEN_GRPC": address},
+        )
+    assert done.returncode == 1
+    assert f"{address}: address already in use" in done.stderr
+
+
 def test_a_router_that_does_not_start_fails_the_mesh_with_nothing_left() -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     with (

@@ -14,6 +14,7 @@ import pytest
 import structlog
 from fixtures.triton import PrepareTriton
 from integration.runtime.poll import gone, until
+from integration.runtime.registry import serving_registry
 
 from aiflow_sdk import AsyncClient
 from aiflow_servers import places
@@ -46,16 +47,23 @@ async def test_a_killed_triton_is_reported_gone_and_started_again(
     prepare_triton: PrepareTriton, photos: Path
 ) -> None:
     picture = (photos / "coffee.png").read_bytes()
-    async with keeping(prepare_triton(), router=None) as keeper:
+    async with (
+        serving_registry() as registry,
+        keeping(prepare_triton(), router=registry.address) as keeper,
+    ):
+        await until(lambda: registry.endpoints)
         first = keeper.pid
         watching = asyncio.create_task(phases(keeper, number=3))
         await asyncio.sleep(0)  # it has seen the models that are ready now
         os.kill(first, signal.SIGKILL)
+        await until(lambda: not registry.endpoints, within_s=2)
+        assert "Deregister" in registry.heard  # it did not wait for the lease to run out
         assert await watching == [("detector",), (), ("detector",)]
         assert gone(first)
         second = keeper.pid
         assert second != first
         assert keeper.restarts == 1
+        await until(lambda: [e.address for e in registry.endpoints] == [keeper.address])
         async with AsyncClient(keeper.address) as client:
             assert (await client.infer("detector", {"image": picture}))["count"].item() >= 1
     assert gone(second)

@@ -16,7 +16,6 @@ from aiflow_servers.geometry.dimensions import axes_of, plan
 from aiflow_servers.geometry.measures import Dimension, Measure, Unit, format_length
 
 SIZE = {Dimension.WIDTH: 12.5, Dimension.HEIGHT: 8.0, Dimension.DEPTH: 123.4}
-CENTER = (0.5, 0.5)
 
 
 def annotated(pose: Pose, *, noise_px: float = 0.0, product: Rectangle | None = None) -> Annotation:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiflow_sdk import BadInputError
-from aiflow_sdk.command import files, mesh, up
+from aiflow_sdk import BadInputError, Endpoint
+from aiflow_sdk.command import files, mesh, status, up
 from aiflow_sdk.command.processes import Backoff
 
 
@@ -69,3 +69,22 @@ def test_pictures_are_known_by_their_first_bytes(data: bytes, suffix: str) -> No
 )
 def test_json_logs_are_shown_readably(line: str, shown: str) -> None:
     assert up._readable(line) == shown
+
+
+@pytest.mark.parametrize(("expires_in_s", "shown"), [(1.84, "1.8 s"), (0.0, "static")])
+def test_an_endpoint_without_a_lease_is_not_about_to_expire(
+    expires_in_s: float, shown: str
+) -> None:
+    endpoint = Endpoint(
+        backend="echo",
+        address="127.0.0.1:9001",
+        protocol="oip",
+        models=("echo",),
+        services=(),
+        state="READY",
+        weight=1,
+        zone="",
+        inflight=0,
+        expires_in_s=expires_in_s,
+    )
+    assert list(status._table((endpoint,)).columns[-1].cells) == [shown]

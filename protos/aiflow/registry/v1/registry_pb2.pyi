@@ -101,15 +101,19 @@ class Endpoint(_message.Message):
     weight: _builtins.int
     """Relative share of calls, 1 to 1000; 0 means 1."""
     zone: _builtins.str
-    """Failure zone, free text; empty when there is one zone."""
+    """Failure zone, free text of at most 128 characters; empty when there is one
+    zone. Only shown so far: calls are not picked by it.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Model names it serves; at least one where protocol is PROTOCOL_OIP."""
+        """Model names it serves, each 1 to 256 printable ASCII characters without
+        spaces, at most 10,000; at least one where protocol is PROTOCOL_OIP.
+        """
 
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Full gRPC service names it serves; at least one where protocol is
-        PROTOCOL_GRPC.
+        """Full gRPC service names it serves, at most 10,000; at least one where
+        protocol is PROTOCOL_GRPC.
         """
 
     def __init__(
@@ -312,7 +316,9 @@ class ListEndpointsResponse(_message.Message):
         inflight: _builtins.int
         """Calls that this router has in flight to it now."""
         expires_in_ms: _builtins.int
-        """Time to the expiry of its lease, in milliseconds."""
+        """Time to the expiry of its lease, in milliseconds; 0 where it has none
+        because the router's configuration lists it.
+        """
         @_builtins.property
         def endpoint(self) -> Global___Endpoint:
             """As it registered."""
