@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiflow_router.balancing.load import Load
+from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import Pick
 from aiflow_router.forwarding.metadata import Pairs
 
@@ -23,6 +24,7 @@ class Call:
         loads: the endpoints that can answer.
         max_attempts: endpoints that may be tried, the first included.
         is_model: whether `name` is a model's.
+        memory: what earlier calls to `name` left for `pick`.
         attempts: endpoints tried so far.
         load: the endpoint tried last.
         tried: endpoints that will not be tried again.
@@ -37,6 +39,7 @@ class Call:
     pick: Pick
     max_attempts: int
     is_model: bool
+    memory: Memory
     attempts: int = 0
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)

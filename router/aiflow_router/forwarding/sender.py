@@ -70,7 +70,7 @@ class Sender:
             untried = candidates(call.loads, now_s=now_s, tried=call.tried)
             if not untried:
                 break
-            load = call.load = call.pick(untried, self._rng)
+            load = call.load = call.pick(untried, self._rng, now_s, call)
             call.attempts += 1
             link = self._links[load.endpoint.address]
             load.inflight += 1
