@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from aiflow_router.balancing.answer_time import AnswerTime, observed
 from aiflow_router.balancing.load import Load
 
 
@@ -15,9 +16,15 @@ class Memory:
 
     Attributes:
         turns: what each endpoint is owed, in weights; for `round_robin`.
+        timed: whether answers are to be timed; for `peak_ewma`, as are the next two.
+        times: how long each takes to answer, where it was measured.
+        chances: when each that was never measured was last picked.
     """
 
     turns: dict[Load, float] = field(default_factory=dict)
+    timed: bool = False
+    times: dict[Load, AnswerTime] = field(default_factory=dict)
+    chances: dict[Load, float] = field(default_factory=dict)
 
     def follow(self, loads: Sequence[Load]) -> None:
         """Forgets who has left. Who joins is owed what the others are on average.
@@ -28,6 +35,13 @@ class Memory:
         known = [self.turns[load] for load in loads if load in self.turns]
         average = sum(known) / len(known) if known else 0.0
         self.turns = {load: self.turns.get(load, average) for load in loads}
+        self.times = {load: self.times[load] for load in loads if load in self.times}
+        self.chances = {load: self.chances[load] for load in loads if load in self.chances}
+
+    def answered(self, load: Load, *, outcome: str, took_s: float, now_s: float) -> None:
+        known = observed(self.times.get(load), outcome=outcome, took_s=took_s, now_s=now_s)
+        if known is not None:
+            self.times[load] = known
 
 
 class Asked(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from aiflow_router.balancing.least_request import least_request
 from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Asked
+from aiflow_router.balancing.peak_ewma import peak_ewma
 from aiflow_router.balancing.round_robin import round_robin
 
 # Of the loads (one at least), with the time now on the loads' clock, for the call that asks.
@@ -15,8 +16,11 @@ Pick = Callable[[Sequence[Load], random.Random, float, Asked], Load]
 
 PICKS: Mapping[str, Pick] = {
     "least_request": least_request,
+    "peak_ewma": peak_ewma,
     "round_robin": round_robin,
 }
+# The strategies that want answers timed.
+TIMED = frozenset({"peak_ewma"})
 
 
 def candidates(

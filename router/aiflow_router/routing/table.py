@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.memory import Memory
-from aiflow_router.balancing.pick import PICKS, Pick
+from aiflow_router.balancing.pick import PICKS, TIMED, Pick
 from aiflow_router.catalog.endpoint import Endpoint
 from aiflow_router.catalog.snapshot import Snapshot
 from aiflow_sdk import errors
@@ -204,7 +204,7 @@ class _Names:
     def _plan(self, name: str, loads: tuple[Load, ...]) -> Plan:
         policy = self._policies.get(name, self._default)
         previous = self.plans.get(name)
-        memory = Memory() if previous is None else previous.memory
+        memory = Memory(timed=policy.balance in TIMED) if previous is None else previous.memory
         memory.follow(loads)
         return Plan(
             name=name,
