@@ -81,7 +81,7 @@ Timeout = Annotated[Duration, AfterValidator(_positive)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 # The strategies of balancing.pick.PICKS.
-Balance = Literal["least_request", "peak_ewma", "round_robin"]
+Balance = Literal["least_request", "peak_ewma", "round_robin", "session"]
 
 
 class _Section(BaseModel):

@@ -49,3 +49,7 @@ class Asked(Protocol):
 
     @property
     def memory(self) -> Memory: ...
+
+    @property
+    def session(self) -> str:
+        """The caller's session; empty where it named none."""

@@ -10,6 +10,7 @@ from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Asked
 from aiflow_router.balancing.peak_ewma import peak_ewma
 from aiflow_router.balancing.round_robin import round_robin
+from aiflow_router.balancing.session import session
 
 # Of the loads (one at least), with the time now on the loads' clock, for the call that asks.
 Pick = Callable[[Sequence[Load], random.Random, float, Asked], Load]
@@ -18,6 +19,7 @@ PICKS: Mapping[str, Pick] = {
     "least_request": least_request,
     "peak_ewma": peak_ewma,
     "round_robin": round_robin,
+    "session": session,
 }
 # The strategies that want answers timed.
 TIMED = frozenset({"peak_ewma"})

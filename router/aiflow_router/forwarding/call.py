@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import Pick
-from aiflow_router.forwarding.metadata import Pairs
+from aiflow_router.forwarding.metadata import SESSION, Pairs
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +44,11 @@ class Call:
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)
     backend_s: float = 0.0
+
+    @property
+    def session(self) -> str:
+        """Looked up when a strategy asks, which few do; the first counts."""
+        return next((str(value) for name, value in self.onward if name == SESSION), "")
 
     def left_s(self, now_s: float) -> float | None:
         """Time to the deadline; None where there is none."""

@@ -58,3 +58,32 @@ async def test_peak_ewma_keeps_away_from_who_is_slow_or_fails(method: str) -> No
         # Two of the three are drawn: the slow one may get what is drawn with the broken one.
         assert failures == len(broken.seen) == 1
         assert len(late.seen) < len(fast.seen)
+
+
+@pytest.mark.parametrize("method", ["/a.Echo/Echo", INFER])
+async def test_a_session_stays_at_its_endpoint_until_that_is_gone(method: str) -> None:
+    routes = (
+        "routes: [{match: {model: m}, balance: session}, "
+        "{match: {service: a.Echo}, balance: session}]"
+    )
+    async with AsyncExitStack() as stack, mesh(routes) as m:
+        servers = [await stack.enter_async_context(backend()) for _ in range(3)]
+        for server in servers:
+            await m.register(server.address, models=("m",))
+
+        async def call(*metadata: tuple[str, str]) -> str:
+            rpc = m.channel.unary_unary(method)(infer("m"), metadata=metadata, timeout=5)
+            await rpc
+            served_by: str = dict(tuple(await rpc.trailing_metadata()))["x-aiflow-served-by"]
+            return served_by.partition("@")[2]
+
+        of_anna = {await call(("x-aiflow-session", "anna")) for _ in range(10)}
+        assert len(of_anna) == 1
+        assert len({await call(("x-aiflow-session", f"s{n}")) for n in range(40)}) == 3
+        assert len({await call() for _ in range(40)}) == 3
+        for server in servers:
+            if server.address in of_anna:
+                await server.server.stop(None)
+        then = {await call(("x-aiflow-session", "anna")) for _ in range(10)}
+        assert len(then) == 1
+        assert then != of_anna
