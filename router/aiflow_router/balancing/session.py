@@ -11,7 +11,7 @@ from aiflow_router.balancing.least_request import least_request
 from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Asked
 
-# With half a step more exact as a float, so never rounded to 1, whose logarithm is 0.
+# Few enough that a hash and a half is exact as a float: rounded up to 1 its logarithm would be 0.
 _HASH_BYTES = 6
 _HASHES = 2 ** (8 * _HASH_BYTES)
 
