@@ -80,7 +80,8 @@ Duration = Annotated[
 Timeout = Annotated[Duration, AfterValidator(_positive)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-Balance = Literal["least_request"]  # The strategies of balancing.pick.PICKS.
+# The strategies of balancing.pick.PICKS.
+Balance = Literal["least_request", "peak_ewma", "round_robin", "session"]
 
 
 class _Section(BaseModel):

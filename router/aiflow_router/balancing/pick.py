@@ -5,12 +5,24 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from aiflow_router.balancing.least_request import least_request
 from aiflow_router.balancing.load import Load
+from aiflow_router.balancing.memory import Asked
+from aiflow_router.balancing.peak_ewma import peak_ewma
+from aiflow_router.balancing.round_robin import round_robin
+from aiflow_router.balancing.session import session
 
-# Up to here looking at every endpoint is cheaper than drawing two.
-FULL_SCAN = 3
+# Of the loads (one at least), with the time now on the loads' clock, for the call that asks.
+Pick = Callable[[Sequence[Load], random.Random, float, Asked], Load]
 
-Pick = Callable[[Sequence[Load], random.Random], Load]
+PICKS: Mapping[str, Pick] = {
+    "least_request": least_request,
+    "peak_ewma": peak_ewma,
+    "round_robin": round_robin,
+    "session": session,
+}
+# The strategies that want answers timed.
+TIMED = frozenset({"peak_ewma"})
 
 
 def candidates(
@@ -27,35 +39,3 @@ def candidates(
         return loads
     untried = [load for load in loads if load not in tried]
     return [load for load in untried if load.cool_until_s <= now_s] or untried
-
-
-def least_request(loads: Sequence[Load], rng: random.Random) -> Load:
-    """The least busy for its weight: of all where they are few, else of two drawn at random.
-
-    Power of two choices: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing"
-    (2001). Ties are broken at random, or the first endpoint would get every call of a quiet hour.
-    """
-    count = len(loads)
-    if count == 1:
-        return loads[0]
-    if count > FULL_SCAN:
-        first = int(rng.random() * count)
-        second = int(rng.random() * (count - 1))
-        loads = (loads[first], loads[second + (second >= first)])
-    best, best_score, ties = loads[0], _score(loads[0]), 1
-    for load in loads[1:]:
-        score = _score(load)
-        if score < best_score:
-            best, best_score, ties = load, score, 1
-        elif score == best_score:
-            ties += 1
-            if rng.random() * ties < 1:
-                best = load
-    return best
-
-
-def _score(load: Load) -> float:
-    return (load.inflight + 1) / load.endpoint.weight
-
-
-PICKS: Mapping[str, Pick] = {"least_request": least_request}

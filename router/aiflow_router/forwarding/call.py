@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiflow_router.balancing.load import Load
+from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import Pick
-from aiflow_router.forwarding.metadata import Pairs
+from aiflow_router.forwarding.metadata import SESSION, Pairs
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class Call:
         loads: the endpoints that can answer.
         max_attempts: endpoints that may be tried, the first included.
         is_model: whether `name` is a model's.
+        memory: what earlier calls to `name` left for `pick`.
         attempts: endpoints tried so far.
         load: the endpoint tried last.
         tried: endpoints that will not be tried again.
@@ -37,10 +39,16 @@ class Call:
     pick: Pick
     max_attempts: int
     is_model: bool
+    memory: Memory
     attempts: int = 0
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)
     backend_s: float = 0.0
+
+    @property
+    def session(self) -> str:
+        """Looked up when a strategy asks, which few do; the first counts."""
+        return next((str(value) for name, value in self.onward if name == SESSION), "")
 
     def left_s(self, now_s: float) -> float | None:
         """Time to the deadline; None where there is none."""

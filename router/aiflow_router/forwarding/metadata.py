@@ -18,8 +18,9 @@ Pairs = tuple[Pair, ...]
 REQUEST_ID = "x-request-id"
 SERVED_BY = "x-aiflow-served-by"
 ATTEMPTS = "x-aiflow-attempts"
+SESSION = "x-aiflow-session"
 
-_MAY_SET = frozenset({"x-aiflow-priority", "x-aiflow-session", "x-aiflow-cache"})
+_MAY_SET = frozenset({"x-aiflow-priority", SESSION, "x-aiflow-cache"})
 _ONE_HOP = frozenset(
     {
         *("connection", "content-type", "host", "keep-alive", "proxy-authenticate"),

@@ -70,7 +70,7 @@ class Sender:
             untried = candidates(call.loads, now_s=now_s, tried=call.tried)
             if not untried:
                 break
-            load = call.load = call.pick(untried, self._rng)
+            load = call.load = call.pick(untried, self._rng, now_s, call)
             call.attempts += 1
             link = self._links[load.endpoint.address]
             load.inflight += 1
@@ -81,7 +81,7 @@ class Sender:
                 outcome = "UNREACHABLE"
             finally:
                 if not connected:
-                    self.release(call, link, outcome=outcome)
+                    self.release(call, link, outcome=outcome, took_s=self.clock() - now_s)
             if connected:
                 if load.refusals:
                     load.connected()
@@ -92,12 +92,20 @@ class Sender:
             call.tried.append(load)
         raise failures.no_endpoint(call)
 
-    def release(self, call: Call, link: Link, *, outcome: str) -> None:
+    def release(self, call: Call, link: Link, *, outcome: str, took_s: float | None = None) -> None:
+        """Ends the attempt; `took_s` is how long its answer took, None where that was told."""
         load = call.load
         assert load is not None  # noqa: S101 - acquire set it
         load.inflight -= 1
         link.call_ended()
+        if took_s is not None and call.memory.timed:
+            self.answered(call, outcome, took_s=took_s)
         self._attempts(load.endpoint.backend, outcome)()
+
+    def answered(self, call: Call, outcome: str, *, took_s: float) -> None:
+        """Remembers how long the endpoint of this attempt took."""
+        if call.load is not None:
+            call.memory.answered(call.load, outcome=outcome, took_s=took_s, now_s=self.clock())
 
     async def lost(self, call: Call, link: Link, failure: grpc.aio.AioRpcError) -> bool:
         """Whether the connection broke; its endpoint is then given a rest.
@@ -145,8 +153,9 @@ class Sender:
                 outcome = failure.code().name
                 own_status = await self._after(call, link, failure, request, may_repeat)
             finally:
-                call.backend_s += self.clock() - sent_s
-                self.release(call, link, outcome=outcome)
+                took_s = self.clock() - sent_s
+                call.backend_s += took_s
+                self.release(call, link, outcome=outcome, took_s=took_s)
                 if rpc is not None:
                     rpc.cancel()  # Does nothing to a call that is done.
 

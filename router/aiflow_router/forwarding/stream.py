@@ -8,6 +8,7 @@ metadata and its status travel as soon as they come.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -51,7 +52,8 @@ async def forward_stream(
         sender.release(call, link, outcome=outcome)
         raise
     patience = _Patience(rpc, call, answer_within_s)
-    up = _Upstream(context, rpc, first=first, check=check, patience=patience)
+    clock = sender.clock if call.memory.timed else None
+    up = _Upstream(context, rpc, first=first, check=check, patience=patience, clock=clock)
     pump = asyncio.create_task(up.run())
     received = 0
     try:
@@ -60,6 +62,8 @@ async def forward_stream(
             await context.send_initial_metadata(tuple(back(initial)))
         while (message := await rpc.read()) is not grpc.aio.EOF:
             received += 1
+            if clock is not None and received == 1:  # Now, for the stream may live for hours.
+                sender.answered(call, "OK", took_s=up.waited_s(clock()))
             patience.answered()
             await context.write(message)
         outcome = "OK"
@@ -84,8 +88,11 @@ async def forward_stream(
         raise
     finally:
         patience.answered()
-        call.backend_s += sender.clock() - sent_s
-        sender.release(call, link, outcome=outcome)
+        now_s = sender.clock()
+        call.backend_s += now_s - sent_s
+        took_s = 0.0 if received else up.waited_s(now_s)
+        measured = received and outcome == "OK"
+        sender.release(call, link, outcome=outcome, took_s=None if measured else took_s)
         rpc.cancel()
         pump.cancel()
 
@@ -129,21 +136,34 @@ class _Upstream:
         first: bytes | None,
         check: Check,
         patience: _Patience,
+        clock: Callable[[], float] | None,
     ) -> None:
         self._context = context
         self._rpc = rpc
         self._first = first
         self._check = check
         self._patience = patience
+        self._clock = clock
+        self._sent_s = math.inf
         self.refusal: Exception | None = None
+
+    def waited_s(self, now_s: float) -> float:
+        """Time since the last message went to the backend; 0 where none did or none is timed."""
+        return max(0.0, now_s - self._sent_s)
+
+    def _sent(self) -> None:
+        if self._clock is not None:
+            self._sent_s = self._clock()
 
     async def run(self) -> None:
         try:
             if self._first is not None:
                 await self._rpc.write(self._first)
+                self._sent()
             while (message := await self._context.read()) is not grpc.aio.EOF:
                 self._check(message)
                 await self._rpc.write(message)
+                self._sent()
             # A caller that goes away ends its messages too, and only a moment later is this task
             # cancelled. The backend must not take that for a finished upload.
             await asyncio.sleep(HALF_CLOSE_AFTER_S)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiflow_router.balancing.load import Load, Loads
-from aiflow_router.balancing.pick import PICKS, Pick
+from aiflow_router.balancing.memory import Memory
+from aiflow_router.balancing.pick import PICKS, TIMED, Pick
 from aiflow_router.catalog.endpoint import Endpoint
 from aiflow_router.catalog.snapshot import Snapshot
 from aiflow_sdk import errors
@@ -40,6 +41,7 @@ class Plan:
         is_model: which of the two.
         loads: the endpoints that take new calls, never none.
         attempts: endpoints that may be tried.
+        memory: for `pick`; the name's, so it outlives the plan.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Plan:
     timeout_s: float
     attempts: int
     pick: Pick
+    memory: Memory
 
 
 class Table:
@@ -103,6 +106,7 @@ class Table:
                 timeout_s=self.default.timeout_s,
                 attempts=1,
                 pick=PICKS[self.default.balance],
+                memory=Memory(),
             )
             for load in seen.values()
         )
@@ -199,6 +203,9 @@ class _Names:
 
     def _plan(self, name: str, loads: tuple[Load, ...]) -> Plan:
         policy = self._policies.get(name, self._default)
+        previous = self.plans.get(name)
+        memory = Memory(timed=policy.balance in TIMED) if previous is None else previous.memory
+        memory.follow(loads)
         return Plan(
             name=name,
             is_model=self._kind == "model",
@@ -206,6 +213,7 @@ class _Names:
             timeout_s=policy.timeout_s,
             attempts=policy.attempts,
             pick=PICKS[policy.balance],
+            memory=memory,
         )
 
 

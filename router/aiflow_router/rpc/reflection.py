@@ -112,6 +112,7 @@ class _Reflection:
             pick=plan.pick,
             max_attempts=1,
             is_model=False,
+            memory=plan.memory,
         )
         outcome = "CANCELLED"
         try:

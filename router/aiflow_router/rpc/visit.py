@@ -202,6 +202,7 @@ class Front:
             pick=plan.pick,
             max_attempts=plan.attempts,
             is_model=plan.is_model,
+            memory=plan.memory,
         )
         return visit.call
 

@@ -2,35 +2,29 @@
 
 import random
 from collections import Counter
+from typing import get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.router.loads import Asking, load, pick
 
-from aiflow_router.balancing.load import MAX_COOL_OFF_S, Load
+from aiflow_router.balancing.load import MAX_COOL_OFF_S
 from aiflow_router.balancing.pick import PICKS, candidates
-from aiflow_router.catalog.endpoint import Endpoint, Protocol
-
-least_request = PICKS["least_request"]
-
-
-def load(port: int, *, inflight: int = 0, weight: int = 1, cool_until_s: float = 0.0) -> Load:
-    endpoint = Endpoint(
-        backend="b", address=f"h:{port}", protocol=Protocol.OIP, models=("m",), weight=weight
-    )
-    return Load(endpoint=endpoint, inflight=inflight, cool_until_s=cool_until_s)
+from aiflow_router.config import Balance
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=3), st.integers())
 def test_of_few_the_least_busy_is_picked(busy: list[int], seed: int) -> None:
     loads = [load(port, inflight=count) for port, count in enumerate(busy)]
-    assert least_request(loads, random.Random(seed)).inflight == min(busy)
+    assert pick("least_request", loads, random.Random(seed)).inflight == min(busy)
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32))
 def test_every_endpoint_is_picked(count: int, seed: int) -> None:
     loads = [load(port) for port in range(count)]
     rng = random.Random(seed)
-    picked = Counter(id(least_request(loads, rng)) for _ in range(100 * count))
+    picked = Counter(id(pick("least_request", loads, rng)) for _ in range(100 * count))
     assert len(picked) == count
     assert max(picked.values()) < 100 * 2.5
 
@@ -38,14 +32,14 @@ def test_every_endpoint_is_picked(count: int, seed: int) -> None:
 def test_of_many_the_busiest_is_never_picked() -> None:
     loads = [load(port) for port in range(9)] + [load(9, inflight=100)]
     rng = random.Random(1)
-    assert all(least_request(loads, rng).inflight == 0 for _ in range(500))
+    assert all(pick("least_request", loads, rng).inflight == 0 for _ in range(500))
 
 
 def test_weights_share_the_calls() -> None:
     loads = [load(1, weight=1), load(2, weight=3)]
     rng = random.Random(1)
     for _ in range(400):
-        least_request(loads, rng).inflight += 1
+        pick("least_request", loads, rng).inflight += 1
     assert 90 <= loads[0].inflight <= 110
 
 
@@ -75,3 +69,38 @@ def test_the_cool_off_doubles_up_to_its_limit_and_counts_a_burst_once() -> None:
     item.connected()
     item.refused(now_s=now_s)
     assert item.cool_until_s == now_s + 1
+
+
+def test_every_strategy_can_be_configured_and_every_configured_one_exists() -> None:
+    assert set(get_args(Balance)) == set(PICKS)
+
+
+@pytest.mark.parametrize("name", PICKS)
+@given(flags=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6))
+def test_no_strategy_picks_a_tried_or_cooling_one_while_another_is_free(
+    name: str, flags: list[tuple[bool, bool]]
+) -> None:
+    loads = [load(n, cool_until_s=5.0 if cools else 0.0) for n, (cools, _) in enumerate(flags)]
+    tried = [item for item, (_, used) in zip(loads, flags, strict=True) if used]
+    free = [item for item in loads if item not in tried and item.cool_until_s <= 1.0]
+    asking, rng = Asking(), random.Random(1)
+    for number in range(20):
+        found = candidates(loads, now_s=1.0, tried=tried)
+        if found:
+            asking.session = str(number)
+            assert pick(name, found, rng, asking=asking, now_s=1.0) in (free or found)
+
+
+@pytest.mark.parametrize("name", PICKS)
+@given(weights=st.lists(st.integers(1, 10), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_every_strategy_picks_every_endpoint(name: str, weights: list[int], seed: int) -> None:
+    loads = [load(port, weight=weight) for port, weight in enumerate(weights)]
+    asking, rng, picked = Asking(), random.Random(seed), Counter[str]()
+    for number in range(3000):
+        asking.session = f"{seed}-{number}"
+        chosen = pick(name, loads, rng, asking=asking)
+        chosen.inflight += 1
+        picked[chosen.endpoint.address] += 1
+        if set(picked) == {item.endpoint.address for item in loads}:
+            return
+    raise AssertionError(f"only {picked} of {weights}")

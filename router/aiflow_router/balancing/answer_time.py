@@ -1,0 +1,54 @@
+"""How long an endpoint takes to answer, as one number that rises at once and falls slowly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# After this long without a new measurement 37 % of the old one is left.
+DECAY_S = 10.0
+# A failure counts as an answer that took this long at least, and twice as long as usual at least:
+# failing fast must not look like being fast.
+FAILED_S = 1.0
+MAX_FAILED_S = 60.0
+
+# Of the outcomes of an attempt those that are the endpoint's fault. The rest but OK are the
+# caller's: they say that the answer took at least this long, not that the endpoint is fast.
+_FAULTS = frozenset(
+    {
+        *("UNREACHABLE", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
+        *("INTERNAL", "UNKNOWN", "ABORTED", "DATA_LOSS", "UNIMPLEMENTED"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTime:
+    """A peak-sensitive moving average.
+
+    Attributes:
+        average_s: when it was last measured.
+        at_s: when that was.
+    """
+
+    average_s: float
+    at_s: float
+
+    def now(self, now_s: float) -> float:
+        """What is left of it: old knowledge fades, so a slow endpoint gets its chance again."""
+        return self.average_s * math.exp(min(0.0, self.at_s - now_s) / DECAY_S)
+
+
+def observed(
+    known: AnswerTime | None, *, outcome: str, took_s: float, now_s: float
+) -> AnswerTime | None:
+    """What is known after an attempt that ended so; None while nothing is."""
+    average_s = known.average_s if known is not None else 0.0
+    if outcome in _FAULTS:
+        took_s = max(took_s, min(max(FAILED_S, 2 * average_s), MAX_FAILED_S))
+    elif outcome != "OK" and (known is None or took_s <= average_s):
+        return known
+    if known is None or took_s >= average_s:
+        return AnswerTime(average_s=took_s, at_s=now_s)
+    kept = math.exp(min(0.0, known.at_s - now_s) / DECAY_S)
+    return AnswerTime(average_s=average_s * kept + took_s * (1 - kept), at_s=now_s)

@@ -1,0 +1,55 @@
+"""What a model or service remembers of its endpoints from call to call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aiflow_router.balancing.answer_time import AnswerTime, observed
+from aiflow_router.balancing.load import Load
+
+
+@dataclass(slots=True, kw_only=True)
+class Memory:
+    """Changes with calls and outlives snapshots, or every change would start all turns anew.
+
+    Attributes:
+        turns: what each endpoint is owed, in weights; for `round_robin`.
+        timed: whether answers are to be timed; for `peak_ewma`, as are the next two.
+        times: how long each takes to answer, where it was measured.
+        chances: when each that was never measured was last picked.
+    """
+
+    turns: dict[Load, float] = field(default_factory=dict)
+    timed: bool = False
+    times: dict[Load, AnswerTime] = field(default_factory=dict)
+    chances: dict[Load, float] = field(default_factory=dict)
+
+    def follow(self, loads: Sequence[Load]) -> None:
+        """Forgets who has left. Who joins is owed what the others are on average.
+
+        An endpoint that leaves takes what it owes along, so the rest do not add up to nothing any
+        more: one that joined at 0 might wait for long, or get a burst.
+        """
+        known = [self.turns[load] for load in loads if load in self.turns]
+        average = sum(known) / len(known) if known else 0.0
+        self.turns = {load: self.turns.get(load, average) for load in loads}
+        self.times = {load: self.times[load] for load in loads if load in self.times}
+        self.chances = {load: self.chances[load] for load in loads if load in self.chances}
+
+    def answered(self, load: Load, *, outcome: str, took_s: float, now_s: float) -> None:
+        known = observed(self.times.get(load), outcome=outcome, took_s=took_s, now_s=now_s)
+        if known is not None:
+            self.times[load] = known
+
+
+class Asked(Protocol):
+    """What a strategy may know of the call beside its endpoints."""
+
+    @property
+    def memory(self) -> Memory: ...
+
+    @property
+    def session(self) -> str:
+        """The caller's session; empty where it named none."""

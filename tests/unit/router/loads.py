@@ -1,0 +1,34 @@
+"""Endpoints to pick from, and a call that asks for one."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from aiflow_router.balancing.load import Load
+from aiflow_router.balancing.memory import Memory
+from aiflow_router.balancing.pick import PICKS
+from aiflow_router.catalog.endpoint import Endpoint, Protocol
+
+
+@dataclass
+class Asking:
+    memory: Memory = field(default_factory=Memory)
+    session: str = ""
+
+
+def load(port: int, *, inflight: int = 0, weight: int = 1, cool_until_s: float = 0.0) -> Load:
+    endpoint = Endpoint(
+        backend="b", address=f"h:{port}", protocol=Protocol.OIP, models=("m",), weight=weight
+    )
+    return Load(endpoint=endpoint, inflight=inflight, cool_until_s=cool_until_s)
+
+
+def pick(
+    name: str,
+    loads: Sequence[Load],
+    rng: random.Random | None = None,
+    *,
+    asking: Asking | None = None,
+    now_s: float = 0.0,
+) -> Load:
+    return PICKS[name](loads, rng or random.Random(1), now_s, asking or Asking())
