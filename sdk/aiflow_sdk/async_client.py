@@ -105,7 +105,7 @@ class AsyncClient:
             parameters: passed on to the model.
             timeout_s: of the whole call; None means the client's.
             request_id: the id to log it under; None makes one.
-            session: `x-aiflow-session`; its calls go to one endpoint where the route balances by it.
+            session: `x-aiflow-session`; calls of one go to one endpoint if the route balances so.
             priority: "high", "normal" or "low", sent as `x-aiflow-priority`; no effect on routing.
         """
         metadata = call_metadata(request_id=request_id, session=session, priority=priority)
@@ -196,7 +196,7 @@ class AsyncClient:
             request: the method's request message.
             timeout_s: of the whole call; None means the client's.
             request_id: the id to log it under; None makes one.
-            session: `x-aiflow-session`; its calls go to one endpoint where the route balances by it.
+            session: `x-aiflow-session`; calls of one go to one endpoint if the route balances so.
             priority: "high", "normal" or "low", sent as `x-aiflow-priority`; no effect on routing.
             idempotent: repeating it does no harm.
         """
