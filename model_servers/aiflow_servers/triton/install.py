@@ -50,9 +50,7 @@ class Installation:
     libraries: Path
     """Shared libraries of the server."""
     environment: Path
-    """Virtual environment of the models, with numpy < 2."""
-    gpu: bool
-    """The environment brings the CUDA build of onnxruntime."""
+    """Virtual environment of the models, with numpy < 2, and onnxruntime for CPU or GPU."""
 
 
 def install(*, cache: Path, report: Report, gpu: bool | None = None) -> Installation:
@@ -77,7 +75,6 @@ def install(*, cache: Path, report: Report, gpu: bool | None = None) -> Installa
         server=home / _SERVER,
         libraries=home / _LIBRARIES,
         environment=environment,
-        gpu=wanted_gpu,
     )
 
 

@@ -31,6 +31,7 @@ def test_a_folder_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
         assert not final.exists()
     assert [path.name for path in final.iterdir()] == ["file"]
     assert [path.name for path in tmp_path.iterdir()] == ["server"]
+    assert final.stat().st_mode & 0o777 == 0o755, "who did not install it may use it"
 
 
 def test_a_folder_that_failed_is_gone(tmp_path: Path) -> None:
