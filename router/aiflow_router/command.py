@@ -22,7 +22,7 @@ _FORCED_EXIT = 130
 @click.command()
 @click.option(
     "--config",
-    "config_file",
+    "path",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="AIFLOW_CONFIG",
     show_envvar=True,
@@ -44,7 +44,7 @@ _FORCED_EXIT = 130
     show_envvar=True,
     help="Address for /healthz, /readyz and /metrics. Default: listen.http, else 127.0.0.1:7601.",
 )
-def router(config_file: Path | None, grpc_address: str | None, http_address: str | None) -> None:
+def router(path: Path | None, grpc_address: str | None, http_address: str | None) -> None:
     """Run the router until SIGTERM or Ctrl-C.
 
     It takes calls for every registered model and service at one address. When it listens it prints
@@ -58,7 +58,7 @@ def router(config_file: Path | None, grpc_address: str | None, http_address: str
     from aiflow_sdk import logs  # noqa: PLC0415 - `--help` stays fast
 
     logs.configure()
-    config = _configured(config_file, grpc_address=grpc_address, http_address=http_address)
+    config = _configured(path, grpc_address=grpc_address, http_address=http_address)
     problem = asyncio.run(_run(config))
     if problem:
         raise click.ClickException(problem)
@@ -71,34 +71,33 @@ def check(file: Path) -> None:
 
     Exits 1 and prints every problem with file, line and column when something is wrong.
     """
-    from aiflow_router import config as configs  # noqa: PLC0415 - `--help` stays fast
+    from aiflow_router import config_file  # noqa: PLC0415 - `--help` stays fast
 
     try:
-        config = configs.load(file)
-    except configs.ConfigError as error:
+        config = config_file.load(file)
+    except config_file.ConfigError as error:
         for problem in error.problems:
             click.echo(problem, err=True)
         sys.exit(1)
-    click.echo(configs.printed(config))
+    click.echo(config_file.printed(config))
 
 
-def _configured(
-    config_file: Path | None, *, grpc_address: str | None, http_address: str | None
-) -> Config:
+def _configured(path: Path | None, *, grpc_address: str | None, http_address: str | None) -> Config:
     """The file with the flags on top."""
-    from aiflow_router import config as configs  # noqa: PLC0415 - `--help` stays fast
+    from aiflow_router import config_file  # noqa: PLC0415 - `--help` stays fast
+    from aiflow_router.config import Config  # noqa: PLC0415 - as above
 
-    if config_file is None and Path(configs.DEFAULT_FILE).is_file():
-        config_file = Path(configs.DEFAULT_FILE)
+    if path is None and Path(config_file.DEFAULT_FILE).is_file():
+        path = Path(config_file.DEFAULT_FILE)
     given = {
         name: value
         for name, value in (("grpc", grpc_address), ("http", http_address))
         if value is not None
     }
     try:
-        config = configs.Config() if config_file is None else configs.load(config_file)
-        return configs.with_listen(config, given)
-    except configs.ConfigError as error:
+        config = Config() if path is None else config_file.load(path)
+        return config_file.with_listen(config, given)
+    except config_file.ConfigError as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -106,7 +105,7 @@ async def _run(config: Config) -> str:
     """Serves until a signal; what was wrong, or empty."""
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
-    from aiflow_router import config as configs  # noqa: PLC0415 - as above
+    from aiflow_router import config_file  # noqa: PLC0415 - as above
     from aiflow_router.main import AddressInUseError, serving  # noqa: PLC0415 - as above
 
     loop = asyncio.get_running_loop()
@@ -119,7 +118,7 @@ async def _run(config: Config) -> str:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    structlog.get_logger(__name__).info("configured", config=configs.plain(config))
+    structlog.get_logger(__name__).info("configured", config=config_file.plain(config))
     try:
         async with serving(config) as running:
             addresses = {"grpc": running.grpc_address, "http": running.http_address}

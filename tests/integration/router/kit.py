@@ -14,7 +14,8 @@ import grpc
 import grpc.aio
 
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
-from aiflow_router.config import Config, parse
+from aiflow_router.config import Config
+from aiflow_router.config_file import parse
 from aiflow_router.main import Router, serving
 
 ANY_PORT = "listen: {grpc: '127.0.0.1:0', http: '127.0.0.1:0', drain_grace: 0s}\n"

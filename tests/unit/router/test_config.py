@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from aiflow_router.config import Config, ConfigError, load, parse, plain, printed, with_listen
+from aiflow_router.config import Config
+from aiflow_router.config_file import ConfigError, load, parse, plain, printed, with_listen
 
 DIGEST = "a" * 64
 
