@@ -21,6 +21,7 @@ from pydantic import (
 
 from aiflow_router.catalog.endpoint import Endpoint, Protocol
 from aiflow_router.catalog.fields import address_problem, violations
+from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.identity.keys import KeyRecord
 
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>ms|s|m|h)")
@@ -38,6 +39,13 @@ def _positive(value: float) -> float:
     if value <= 0:
         raise ValueError("must be longer than 0")
     return value
+
+
+def _share(value: object) -> float:
+    match = re.fullmatch(r"(\d+(\.\d+)?)%", value) if isinstance(value, str) else None
+    if match is None or not 0 <= float(match[1]) <= 100:
+        raise ValueError('must be a share of 0% to 100%, such as "20%"')
+    return float(match[1]) / 100
 
 
 def _listen_address(value: str) -> str:
@@ -71,6 +79,11 @@ Duration = Annotated[
     PlainSerializer(lambda value: f"{value:g}s", when_used="json"),
 ]
 Timeout = Annotated[Duration, AfterValidator(_positive)]
+Percent = Annotated[
+    float,
+    BeforeValidator(_share),
+    PlainSerializer(lambda value: f"{value * 100:g}%", when_used="json"),
+]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 # The strategies of balancing.pick.PICKS.
@@ -183,6 +196,34 @@ class Match(_Section):
 class Retry(_Section):
     # Endpoints that are tried at most, the first included.
     attempts: Annotated[int, Field(ge=1, le=5)] = 2
+    # How long a try may take while another endpoint is left to try.
+    per_try_timeout: Timeout | None = None
+    # Share of the calls in flight that may be retries or hedges, and how many always may.
+    budget: Percent = 0.2
+    budget_floor: Annotated[int, Field(ge=0, le=1000)] = 3
+
+    @model_validator(mode="after")
+    def _another(self) -> Retry:
+        if self.per_try_timeout is not None and self.attempts == 1:
+            raise ValueError("per_try_timeout has no effect with `attempts: 1`")
+        return self
+
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(
+            attempts=self.attempts,
+            per_try_timeout_s=self.per_try_timeout,
+            budget=self.budget,
+            budget_floor=self.budget_floor,
+        )
+
+
+class HedgePolicy(_Section):
+    # How long the first endpoint is waited for; "p95": the model's own 95th percentile.
+    after: Literal["p95"] | Timeout
+
+    @property
+    def after_s(self) -> float | None:
+        return None if self.after == "p95" else self.after
 
 
 class Route(_Section):
@@ -190,6 +231,15 @@ class Route(_Section):
     timeout: Timeout = 15.0
     retry: Retry = Retry()
     balance: Balance = "least_request"
+    hedge: HedgePolicy | None = None
+
+    @model_validator(mode="after")
+    def _effective(self) -> Route:
+        if (try_s := self.retry.per_try_timeout) is not None and try_s >= self.timeout:
+            raise ValueError("retry.per_try_timeout is not shorter than the route's timeout")
+        if self.hedge is not None and (self.hedge.after_s or 0.0) >= self.timeout:
+            raise ValueError("hedge.after is not shorter than the route's timeout")
+        return self
 
 
 class Config(_Section):

@@ -36,8 +36,6 @@ KEEPALIVE_MS = 20_000
 # gRPC's keepalive timeout has no effect while this one is at its minute.
 PING_TIMEOUT_MS = 5_000
 
-_DEFAULT_POLICY = Policy(timeout_s=15.0, attempts=2, balance="least_request")
-
 
 class AddressInUseError(Exception):
     """An address to listen on is taken; the message says which and what to do."""
@@ -168,7 +166,13 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
     policies = [
         (
             route.match,
-            Policy(timeout_s=route.timeout, attempts=route.retry.attempts, balance=route.balance),
+            Policy(
+                timeout_s=route.timeout,
+                balance=route.balance,
+                retry=route.retry.policy(),
+                hedged=route.hedge is not None,
+                hedge_after_s=None if route.hedge is None else route.hedge.after_s,
+            ),
         )
         for route in config.routes
     ]
@@ -176,7 +180,7 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
         loads=loads,
         models={match.model: policy for match, policy in policies if match.model},
         services={match.service: policy for match, policy in policies if match.service},
-        default=_DEFAULT_POLICY,
+        default=Policy(),
         clock=clock,
     )
 

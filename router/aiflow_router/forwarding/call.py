@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Memory
-from aiflow_router.balancing.pick import Pick
 from aiflow_router.forwarding.metadata import SESSION, Pairs
+from aiflow_router.forwarding.plan import Plan
 
 
 @dataclass(slots=True, kw_only=True)
@@ -18,32 +17,27 @@ class Call:
 
     Attributes:
         method: full gRPC method, "/package.Service/Method".
-        name: the model or service asked for.
         onward: metadata for the backend.
         deadline_s: on the event loop's clock; infinite where nobody set one.
-        loads: the endpoints that can answer.
-        max_attempts: endpoints that may be tried, the first included.
-        is_model: whether `name` is a model's.
-        memory: what earlier calls to `name` left for `pick`.
         attempts: endpoints tried so far.
-        load: the endpoint tried last.
+        load: the endpoint tried last, or the one that answered.
         tried: endpoints that will not be tried again.
         backend_s: time spent waiting for backends.
     """
 
     method: str
-    name: str
+    plan: Plan
     onward: Pairs
     deadline_s: float
-    loads: Sequence[Load]
-    pick: Pick
-    max_attempts: int
-    is_model: bool
-    memory: Memory
     attempts: int = 0
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)
     backend_s: float = 0.0
+
+    @property
+    def memory(self) -> Memory:
+        """What earlier calls to the same name left for the strategy."""
+        return self.plan.memory
 
     @property
     def session(self) -> str:
@@ -54,9 +48,20 @@ class Call:
         """Time to the deadline; None where there is none."""
         return None if self.deadline_s == math.inf else self.deadline_s - now_s
 
+    def another(self) -> bool:
+        """Whether one more endpoint may be tried, and there is one."""
+        return self.attempts < self.plan.retry.attempts and len(self.tried) < len(self.plan.loads)
+
+    def try_due_s(self, now_s: float) -> float:
+        """When the attempt that starts now must have its answer."""
+        try_s = self.plan.retry.per_try_timeout_s
+        if try_s is None or not self.another():
+            return self.deadline_s
+        return min(self.deadline_s, now_s + try_s)
+
     def served_by(self) -> str:
         """The model (else the backend) and the address; empty before the first pick."""
         if self.load is None:
             return ""
         endpoint = self.load.endpoint
-        return f"{self.name if self.is_model else endpoint.backend}@{endpoint.address}"
+        return f"{self.plan.name if self.plan.is_model else endpoint.backend}@{endpoint.address}"

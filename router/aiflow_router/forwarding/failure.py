@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.retry import MAX_PUSHBACK_S
 from aiflow_sdk import errors, status
 
 # The loop's timers and the transport's deadline are rounded differently.
@@ -35,13 +36,29 @@ def has_details(failure: grpc.aio.AioRpcError) -> bool:
     return any(name == status.DETAILS_KEY for name, _ in failure.trailing_metadata() or ())
 
 
-def forbids_retry(failure: grpc.aio.AioRpcError) -> bool:
-    """Whether the backend pushes back.
+def is_late(failure: grpc.aio.AioRpcError, *, due_s: float, now_s: float) -> bool:
+    """Whether this is the transport's word that the time until `due_s` is over."""
+    return (
+        failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        and now_s >= due_s - _CLOCK_SLACK_S
+        and not has_details(failure)
+    )
 
-    A delay it asks for is the caller's to wait, so it forbids an immediate retry just as a
-    negative one does.
+
+def pushback_s(failure: grpc.aio.AioRpcError) -> float | None:
+    """How long the backend asks to wait before a retry; negative: not in here; None: it did not.
+
+    As gRFC A6 says, what is no number forbids retries. So does a pause of over MAX_PUSHBACK_S,
+    which is the caller's to wait.
     """
-    return any(name == "grpc-retry-pushback-ms" for name, _ in failure.trailing_metadata() or ())
+    for name, value in failure.trailing_metadata() or ():
+        if name == status.PUSHBACK_KEY:
+            milliseconds = str(value)
+            if not milliseconds.isascii() or not milliseconds.isdigit() or len(milliseconds) > 9:
+                return -1.0
+            pause_s = int(milliseconds) / 1000
+            return pause_s if pause_s <= MAX_PUSHBACK_S else -1.0
+    return None
 
 
 def explained(
@@ -54,7 +71,7 @@ def explained(
     code = failure.code()
     if has_details(failure):
         return failure
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and now_s >= call.deadline_s - _CLOCK_SLACK_S:
+    if is_late(failure, due_s=call.deadline_s, now_s=now_s):
         return deadline_exceeded(call)
     if code is grpc.StatusCode.UNAVAILABLE and lost:
         return errors.UnavailableError(
@@ -74,19 +91,19 @@ def explained(
 def deadline_exceeded(call: Call) -> errors.DeadlineExceededError:
     where = f" from {call.served_by()}" if call.load is not None else ""
     return errors.DeadlineExceededError(
-        f'no answer{where} to "{call.name}" in time: allow a longer deadline, or raise the '
+        f'no answer{where} to "{call.plan.name}" in time: allow a longer deadline, or raise the '
         "`timeout` of its route in the router's aiflow.yaml",
         metadata={"endpoint": call.served_by()},
     )
 
 
 def no_endpoint(call: Call) -> errors.NoEndpointError:
-    kind = "model" if call.is_model else "service"
+    kind = "model" if call.plan.is_model else "service"
     return errors.NoEndpointError(
-        f'no endpoint of {kind} "{call.name}" could be reached '
+        f'no endpoint of {kind} "{call.plan.name}" could be reached '
         f"({call.attempts} tried, last {call.served_by()}): try again shortly",
         retry_after_s=1.0,
-        metadata={kind: call.name},
+        metadata={kind: call.plan.name},
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from collections.abc import Coroutine
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
 
 from aiflow_router.catalog.endpoint import Endpoint
 from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.forwarding.metadata import Pairs
+from aiflow_router.forwarding.unary import Answer, ask
 
 READY = grpc.ChannelConnectivity.READY
 _FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
@@ -20,9 +22,7 @@ _FAILED = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.
 CONNECT_TIMEOUT_S = 1.0
 MAX_METHODS = 1024
 
-M = TypeVar("M")
-Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"  # generic in the stubs only
-Stream: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
+Stream: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"  # in the stubs only
 
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -55,7 +55,6 @@ class Link:
         self._channel = grpc.aio.insecure_channel(
             address, options=channel_options(max_message_bytes)
         )
-        self._unary: dict[str, Unary] = {}
         self._stream: dict[str, Stream] = {}
         self._connecting: asyncio.Task[bool] | None = None
         self._retired = False
@@ -92,16 +91,19 @@ class Link:
                     await self._channel.wait_for_state_change(READY)
         return not self.ready()
 
-    def unary(self, method: str) -> Unary:
-        call = self._unary.get(method)
-        if call is None:
-            call = _remember(self._unary, method, self._channel.unary_unary)
-        return call
+    def ask(
+        self, method: str, request: bytes, *, timeout_s: float | None, metadata: Pairs
+    ) -> Coroutine[None, None, Answer]:
+        """One unary call; raises AioRpcError."""
+        return ask(self._channel, method, request, timeout_s=timeout_s, metadata=metadata)
 
     def stream(self, method: str) -> Stream:
         call = self._stream.get(method)
         if call is None:
-            call = _remember(self._stream, method, self._channel.stream_stream)
+            # Method names come from callers: what a cache holds of them is bounded.
+            if len(self._stream) >= MAX_METHODS:
+                self._stream.clear()
+            call = self._stream[method] = self._channel.stream_stream(method)
         return call
 
     def retire(self) -> None:
@@ -165,11 +167,3 @@ class Links:
     async def close(self) -> None:
         for link in (*self._links.values(), *self._retired):
             await link.close()
-
-
-def _remember(calls: dict[str, M], method: str, make: Callable[[str], M]) -> M:
-    # Method names come from callers: what a cache holds of them is bounded.
-    if len(calls) >= MAX_METHODS:
-        calls.clear()
-    call = calls[method] = make(method)
-    return call

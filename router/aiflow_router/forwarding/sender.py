@@ -1,16 +1,20 @@
 """Attempts: an endpoint is picked, connected to, and for a unary call sent to and heard.
 
-When another endpoint is tried, at most `max_attempts` in all:
-- no connection could be made: always, because nothing of the call was sent;
-- UNAVAILABLE to a unary call that may be repeated (reads and inference of the Open Inference
-  Protocol outside a sequence; methods whose proto says so), unless the backend pushed back;
+When another endpoint is tried, at most `retry.attempts` in all:
+- no connection could be made: always and at once, because nothing of the call was sent;
+- UNAVAILABLE, or no answer within a try's time, to a unary call that may be repeated (reads and
+  inference of the Open Inference Protocol outside a sequence; methods whose proto says so): after
+  a pause, and only within the retry budget;
 - nothing else, ever. In particular no call that other services might have begun to process.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import grpc
 import grpc.aio
@@ -19,7 +23,8 @@ from aiflow_router.balancing.pick import candidates
 from aiflow_router.forwarding import failure as failures
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.link import Link, Links
-from aiflow_router.forwarding.metadata import Pair, back
+from aiflow_router.forwarding.retry import BUDGET_WAIT_S, backoff_s
+from aiflow_router.forwarding.unary import Answer
 from aiflow_router.telemetry.metrics import Metrics
 from aiflow_sdk import errors
 
@@ -44,6 +49,20 @@ def outside_a_sequence(request: bytes) -> bool:
     return b"sequence_" not in request
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failed:
+    """An attempt that was sent and brought no answer.
+
+    Attributes:
+        lost: the connection broke under it.
+        late: its own time is up, the call's is not.
+    """
+
+    error: grpc.aio.AioRpcError
+    lost: bool
+    late: bool
+
+
 class Sender:
     def __init__(
         self,
@@ -53,24 +72,28 @@ class Sender:
         clock: Callable[[], float],
         limit_bytes: int,
         rng: random.Random | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.clock = clock
         self.limit_bytes = limit_bytes
         self._links = links
+        self._metrics = metrics
         self._attempts = metrics.attempts
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._sleep = sleep
 
     async def acquire(self, call: Call) -> Link:
         """A connected link to `call.load`, counted as busy until `release`.
 
         Raises NoEndpointError when there is none left to try, DeadlineExceededError.
         """
-        while call.attempts < call.max_attempts:
+        plan = call.plan
+        while call.attempts < plan.retry.attempts:
             now_s = self.clock()
-            untried = candidates(call.loads, now_s=now_s, tried=call.tried)
+            untried = candidates(plan.loads, now_s=now_s, tried=call.tried)
             if not untried:
                 break
-            load = call.load = call.pick(untried, self._rng, now_s, call)
+            load = call.load = plan.pick(untried, self._rng, now_s, call)
             call.attempts += 1
             link = self._links[load.endpoint.address]
             load.inflight += 1
@@ -98,14 +121,14 @@ class Sender:
         assert load is not None  # noqa: S101 - acquire set it
         load.inflight -= 1
         link.call_ended()
-        if took_s is not None and call.memory.timed:
+        if took_s is not None and call.plan.memory.timed:
             self.answered(call, outcome, took_s=took_s)
         self._attempts(load.endpoint.backend, outcome)()
 
     def answered(self, call: Call, outcome: str, *, took_s: float) -> None:
         """Remembers how long the endpoint of this attempt took."""
         if call.load is not None:
-            call.memory.answered(call.load, outcome=outcome, took_s=took_s, now_s=self.clock())
+            call.plan.memory.answered(call.load, outcome=outcome, took_s=took_s, now_s=self.clock())
 
     async def lost(self, call: Call, link: Link, failure: grpc.aio.AioRpcError) -> bool:
         """Whether the connection broke; its endpoint is then given a rest.
@@ -122,64 +145,169 @@ class Sender:
             call.load.refused(now_s=self.clock())
         return True
 
-    async def unary(
-        self, call: Call, request: bytes, *, may_repeat: MayRepeat
-    ) -> tuple[bytes, list[Pair], list[Pair]]:
-        """The answer, its initial and its trailing metadata.
+    async def unary(self, call: Call, request: bytes, *, may_repeat: MayRepeat) -> Answer:
+        """The answer, of the first endpoint that gives one.
 
         Raises AioRpcError with the backend's own status, or an AiflowError.
         """
-        own_status: Exception | None = None
-        while True:
-            try:
-                link = await self.acquire(call)
-            except errors.NoEndpointError:
-                if own_status is not None:
-                    raise own_status from None
-                raise
-            sent_s = self.clock()
-            outcome = "CANCELLED"
-            rpc = None
-            try:
-                rpc = link.unary(call.method)(
-                    request, timeout=call.left_s(sent_s), metadata=call.onward
-                )
-                response = await rpc
-                outcome = "OK"
-                initial = await rpc.initial_metadata()
-                trailing = await rpc.trailing_metadata()
-                return response, back(initial) if initial else [], back(trailing)
-            except grpc.aio.AioRpcError as failure:
-                outcome = failure.code().name
-                own_status = await self._after(call, link, failure, request, may_repeat)
-            finally:
-                took_s = self.clock() - sent_s
-                call.backend_s += took_s
-                self.release(call, link, outcome=outcome, took_s=took_s)
-                if rpc is not None:
-                    rpc.cancel()  # Does nothing to a call that is done.
+        budget, hedge = call.plan.budget, call.plan.hedge
+        budget.active += 1
+        try:
+            if hedge is None:
+                return await self._tried(call, request, may_repeat)
+            started_s = self.clock()
+            delay_s = hedge.delay_s()
+            if delay_s is None or not may_repeat(request):
+                answer = await self._tried(call, request, may_repeat)
+            else:
+                answer = await self._hedged(call, request, may_repeat, delay_s)
+            hedge.answered(self.clock() - started_s)
+            return answer
+        finally:
+            budget.active -= 1
 
-    async def _after(
-        self,
-        call: Call,
-        link: Link,
-        failure: grpc.aio.AioRpcError,
-        request: bytes,
-        may_repeat: MayRepeat,
-    ) -> Exception | None:
-        """Returns when another endpoint shall be tried, raises when this was the last attempt.
-
-        Returned is the backend's own status, to be raised if the next attempt finds no endpoint.
-        """
-        unavailable = failure.code() is grpc.StatusCode.UNAVAILABLE
-        lost = await self.lost(call, link, failure)
-        again = unavailable and not failures.forbids_retry(failure) and may_repeat(request)
-        if again and call.load is not None:
+    async def _hedged(
+        self, call: Call, request: bytes, may_repeat: MayRepeat, delay_s: float
+    ) -> Answer:
+        """As `_tried`, but another endpoint is asked too when no answer came within `delay_s`."""
+        plan = call.plan
+        started_s = self.clock()
+        first = asyncio.create_task(self._tried(call, request, may_repeat))
+        second: asyncio.Task[Answer] | None = None
+        try:
+            await asyncio.wait((first,), timeout=delay_s)
+            if first.done() or call.load is None or not self._may_hedge(call):
+                return await first
             call.tried.append(call.load)
-            if call.attempts < call.max_attempts and len(call.tried) < len(call.loads):
-                return None if lost else failure
-            if lost:
-                raise failures.no_endpoint(call) from failure
-        raise failures.explained(
-            failure, call, lost=lost, now_s=self.clock(), limit_bytes=self.limit_bytes
-        ) from failure
+            once = replace(plan, retry=replace(plan.retry, attempts=1))
+            other = replace(call, plan=once, attempts=0)
+            second = asyncio.create_task(self._tried(other, request, may_repeat))
+            won = await _first_good(first, second)
+        finally:
+            for task in (first, second):
+                if task is not None and not task.done():
+                    task.cancel()
+                    await asyncio.wait((task,))
+            if second is not None:
+                plan.budget.give_back()
+            call.backend_s = self.clock() - started_s
+        # Not before the first attempt has been released, which is counted by its own endpoint.
+        call.attempts += other.attempts
+        if won is second:
+            call.load = other.load
+        self._metrics.hedges(plan.name, "won" if won is second else "lost")()
+        return won.result()
+
+    def _may_hedge(self, call: Call) -> bool:
+        if len(call.tried) + 1 >= len(call.plan.loads):
+            return False
+        if call.plan.budget.take():
+            return True
+        self._metrics.hedges(call.plan.name, "over_budget")()
+        return False
+
+    async def _tried(self, call: Call, request: bytes, may_repeat: MayRepeat) -> Answer:
+        """The answer of the first endpoint that gives one, tried one after the other."""
+        budget = call.plan.budget
+        retrying = False
+        before: Exception | None = None
+        try:
+            while True:
+                try:
+                    link = await self.acquire(call)
+                except errors.NoEndpointError:
+                    if before is not None:
+                        raise before from None
+                    raise
+                answer = await self._attempt(call, link, request)
+                if isinstance(answer, Answer):
+                    return answer
+                if retrying:
+                    budget.give_back()
+                    retrying = False
+                before = await self._before_retry(call, answer, request, may_repeat)
+                retrying = True
+        finally:
+            if retrying:
+                budget.give_back()
+
+    async def _attempt(self, call: Call, link: Link, request: bytes) -> Answer | _Failed:
+        sent_s = self.clock()
+        due_s = call.try_due_s(sent_s)
+        outcome = "CANCELLED"
+        try:
+            answer = await link.ask(
+                call.method,
+                request,
+                timeout_s=None if due_s == math.inf else due_s - sent_s,
+                metadata=call.onward,
+            )
+        except grpc.aio.AioRpcError as error:
+            late = due_s < call.deadline_s and failures.is_late(
+                error, due_s=due_s, now_s=self.clock()
+            )
+            outcome = "PER_TRY_TIMEOUT" if late else error.code().name
+            return _Failed(error=error, lost=await self.lost(call, link, error), late=late)
+        else:
+            outcome = "OK"
+            return answer
+        finally:
+            took_s = self.clock() - sent_s
+            call.backend_s += took_s
+            self.release(call, link, outcome=outcome, took_s=took_s)
+
+    async def _before_retry(
+        self, call: Call, failed: _Failed, request: bytes, may_repeat: MayRepeat
+    ) -> Exception | None:
+        """Returns when another endpoint shall be tried, raises when that was the last attempt.
+
+        Returned is what to raise if no further endpoint is found.
+        """
+        error, lost = failed.error, failed.lost
+        said = failures.explained(
+            error, call, lost=lost, now_s=self.clock(), limit_bytes=self.limit_bytes
+        )
+        if failed.late:
+            said = failures.deadline_exceeded(call)
+        unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+        if not (unavailable or failed.late) or not may_repeat(request):
+            raise said from error
+        pause_s = failures.pushback_s(error)
+        if pause_s is None:
+            # A broken connection says nothing of how busy the others are.
+            pause_s = 0.0 if lost else backoff_s(call.attempts, self._rng)
+        elif pause_s < 0:
+            raise said from error
+        if call.load is not None:
+            call.tried.append(call.load)
+        if not call.another():
+            raise (failures.no_endpoint(call) if lost else said) from error
+        if not await self._paused(call, pause_s):
+            raise said from error
+        return None if lost else said
+
+    async def _paused(self, call: Call, pause_s: float) -> bool:
+        """Waits for `pause_s` and then for a place in the retry budget; whether there is one."""
+        give_up_s = min(self.clock() + pause_s + BUDGET_WAIT_S, call.deadline_s)
+        polls = 0
+        while self.clock() + pause_s < give_up_s:
+            await self._sleep(pause_s)
+            if call.plan.budget.take():
+                return True
+            polls += 1
+            pause_s = backoff_s(polls, self._rng)
+        if polls:
+            self._metrics.budget_spent(call.plan.name)()
+        return False
+
+
+async def _first_good(
+    first: asyncio.Task[Answer], second: asyncio.Task[Answer]
+) -> asyncio.Task[Answer]:
+    """The task that answers first; the first one where both fail."""
+    done, _ = await asyncio.wait((first, second), return_when=asyncio.FIRST_COMPLETED)
+    good = next((task for task in done if task.exception() is None), None)
+    if good is not None:
+        return good
+    await asyncio.wait((first, second))
+    return second if second.exception() is None else first

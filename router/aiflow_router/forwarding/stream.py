@@ -52,7 +52,7 @@ async def forward_stream(
         sender.release(call, link, outcome=outcome)
         raise
     patience = _Patience(rpc, call, answer_within_s)
-    clock = sender.clock if call.memory.timed else None
+    clock = sender.clock if call.plan.memory.timed else None
     up = _Upstream(context, rpc, first=first, check=check, patience=patience, clock=clock)
     pump = asyncio.create_task(up.run())
     received = 0

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.memory import Memory
-from aiflow_router.balancing.pick import PICKS, TIMED, Pick
+from aiflow_router.balancing.pick import PICKS, TIMED
 from aiflow_router.catalog.endpoint import Endpoint
 from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.forwarding.hedge import Hedge
+from aiflow_router.forwarding.plan import Plan
+from aiflow_router.forwarding.retry import Budget, RetryPolicy
 from aiflow_sdk import errors
 
 # A name is known this long after its last endpoint left: its caller is told to wait, not that it
@@ -25,32 +28,18 @@ MAX_REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How calls to one model or service are treated."""
-
-    timeout_s: float
-    attempts: int
-    balance: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Everything that is decided about a call before it comes.
+    """How calls to one model or service are treated.
 
     Attributes:
-        name: the model or service.
-        is_model: which of the two.
-        loads: the endpoints that take new calls, never none.
-        attempts: endpoints that may be tried.
-        memory: for `pick`; the name's, so it outlives the plan.
+        balance: a name in PICKS.
+        hedge_after_s: where it is hedged: None means after the 95th percentile.
     """
 
-    name: str
-    is_model: bool
-    loads: Sequence[Load]
-    timeout_s: float
-    attempts: int
-    pick: Pick
-    memory: Memory
+    timeout_s: float = 15.0
+    balance: str = "least_request"
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    hedged: bool = False
+    hedge_after_s: float | None = None
 
 
 class Table:
@@ -104,9 +93,8 @@ class Table:
                 is_model=False,
                 loads=(load,),
                 timeout_s=self.default.timeout_s,
-                attempts=1,
                 pick=PICKS[self.default.balance],
-                memory=Memory(),
+                retry=RetryPolicy(attempts=1),
             )
             for load in seen.values()
         )
@@ -204,16 +192,21 @@ class _Names:
     def _plan(self, name: str, loads: tuple[Load, ...]) -> Plan:
         policy = self._policies.get(name, self._default)
         previous = self.plans.get(name)
-        memory = Memory(timed=policy.balance in TIMED) if previous is None else previous.memory
+        if previous is not None:
+            previous.memory.follow(loads)
+            return replace(previous, loads=loads)
+        memory = Memory(timed=policy.balance in TIMED)
         memory.follow(loads)
         return Plan(
             name=name,
             is_model=self._kind == "model",
             loads=loads,
             timeout_s=policy.timeout_s,
-            attempts=policy.attempts,
             pick=PICKS[policy.balance],
             memory=memory,
+            retry=policy.retry,
+            budget=Budget(share=policy.retry.budget, floor=policy.retry.budget_floor),
+            hedge=Hedge(after_s=policy.hedge_after_s) if policy.hedged else None,
         )
 
 

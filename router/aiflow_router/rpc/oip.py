@@ -19,10 +19,10 @@ from tritonclient.grpc import service_pb2
 
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair
+from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import always, outside_a_sequence
 from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.name import model_name
-from aiflow_router.routing.table import Plan
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors
 
@@ -117,7 +117,7 @@ class _Oip:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                parts.append(answer[0])
+                parts.append(answer.message)
         if failure is not None and not parts:
             raise failure
         context.set_trailing_metadata(visit.trailers())
@@ -134,7 +134,7 @@ class _Oip:
         def check(message: bytes) -> None:
             self._front.check_size(message)
             name = model_name(message)
-            if name != call.name:
+            if name != call.plan.name:
                 _served_by_the_pinned(name, call)
 
         return await forward_stream(self._sender, call, context, first=first, check=check)

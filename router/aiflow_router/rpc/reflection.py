@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -20,7 +21,8 @@ from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.kinds import REFLECTION
 from aiflow_router.forwarding.metadata import Pair
-from aiflow_router.routing.table import Plan
+from aiflow_router.forwarding.plan import Plan
+from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors
 
@@ -105,14 +107,9 @@ class _Reflection:
         sender = self._front.sender
         call = Call(
             method=method,
-            name=plan.name,
+            plan=replace(plan, retry=RetryPolicy(attempts=1)),
             onward=visit.head.onward,
             deadline_s=sender.clock() + ASK_TIMEOUT_S,
-            loads=plan.loads,
-            pick=plan.pick,
-            max_attempts=1,
-            is_model=False,
-            memory=plan.memory,
         )
         outcome = "CANCELLED"
         try:

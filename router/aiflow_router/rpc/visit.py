@@ -27,9 +27,10 @@ from aiflow_router.forwarding.metadata import (
     back,
     read_head,
 )
+from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.identity.keys import Keys, Right
-from aiflow_router.routing.table import Plan, Table
+from aiflow_router.routing.table import Table
 from aiflow_router.telemetry.access import AccessLog
 from aiflow_router.telemetry.metrics import UNKNOWN, Metrics
 from aiflow_sdk import errors, status
@@ -179,11 +180,12 @@ class Front:
     ) -> bytes:
         """Passes a unary call on; the answer. Raises AioRpcError, AiflowError."""
         call = self.call(visit, plan, context, timeout_s=plan.timeout_s)
-        response, initial, trailing = await self.sender.unary(call, request, may_repeat=may_repeat)
-        if initial:
+        answer = await self.sender.unary(call, request, may_repeat=may_repeat)
+        if answer.initial and (initial := back(answer.initial)):
             await context.send_initial_metadata(tuple(initial))
+        trailing = back(answer.trailing) if answer.trailing else ()
         context.set_trailing_metadata(visit.trailers(trailing))
-        return response
+        return answer.message
 
     def call(
         self, visit: Visit, plan: Plan, context: Context, *, timeout_s: float = math.inf
@@ -195,14 +197,9 @@ class Front:
         visit.label = visit.asked = plan.name
         visit.call = Call(
             method=visit.method,
-            name=plan.name,
+            plan=plan,
             onward=visit.head.onward,
             deadline_s=self._clock() + timeout_s,
-            loads=plan.loads,
-            pick=plan.pick,
-            max_attempts=plan.attempts,
-            is_model=plan.is_model,
-            memory=plan.memory,
         )
         return visit.call
 

@@ -78,6 +78,18 @@ class Metrics:
             ("backend", "outcome"),
             registry=self.registry,
         )
+        hedges = Counter(
+            "aiflow_hedges",
+            "Second endpoints asked beside a slow first one, by what came of it.",
+            ("model", "result"),
+            registry=self.registry,
+        )
+        budget_spent = Counter(
+            "aiflow_retry_budget_exhausted",
+            "Calls that failed because too many others were retrying already.",
+            ("model",),
+            registry=self.registry,
+        )
         # The file is read once, and a router does not start with a wrong one: it stays 0.
         Counter(
             "aiflow_config_load_errors",
@@ -88,6 +100,8 @@ class Metrics:
         self.duration = _cached(lambda *labels: duration.labels(*labels).observe)
         self.attempts = _cached(lambda *labels: attempts.labels(*labels).inc)
         self.overhead = overhead.observe
+        self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
+        self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
 
     def watch(self, catalogued: Catalogued, *, undescribed: Callable[[], int]) -> None:
         self.registry.register(_AtScrape(catalogued))

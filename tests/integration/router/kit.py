@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import grpc.aio
 
@@ -149,6 +150,14 @@ class Mesh:
 
     def inflight(self) -> int:
         return self.router.front.active
+
+    async def metrics(self) -> str:
+        """What a scrape reads."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{self.router.http_address}/metrics") as answer,
+        ):
+            return await answer.text()
 
 
 @asynccontextmanager

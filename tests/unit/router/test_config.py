@@ -33,9 +33,9 @@ def test_an_empty_file_means_the_defaults() -> None:
         ),
         pytest.param("limits: []", "f:1:1: unknown key `limits`", id="limits are not yet there"),
         pytest.param(
-            "routes:\n- match: {model: a}\n  hedge: {after: 1s}",
-            "f:3:3: unknown key `routes.0.hedge`",
-            id="hedging is not yet there",
+            "routes:\n- match: {model: a}\n  split: {a: 95, b: 5}",
+            "f:3:3: unknown key `routes.0.split`",
+            id="a split is not yet there",
         ),
         pytest.param(
             "discovery: {consul: {}}", "f:1:13: unknown key `discovery.consul`", id="no Consul yet"
@@ -122,3 +122,29 @@ def test_the_example_in_the_documentation_is_valid() -> None:
     config = parse(text.split("```yaml\n")[1].split("```")[0])
     assert config.auth.keys[0].may == ("call",)
     assert config.routes[0].timeout == 10
+
+
+@pytest.mark.parametrize(
+    ("route", "expected"),
+    [
+        pytest.param(
+            "retry: {attempts: 1, per_try_timeout: 1s}", "`attempts: 1`", id="no try to turn to"
+        ),
+        pytest.param("retry: {per_try_timeout: 20s}", "not shorter", id="a try as long as a call"),
+        pytest.param("hedge: {after: 15s}", "not shorter", id="a hedge when all is over"),
+        pytest.param("hedge: {}", "hedge.after: Field required", id="a hedge without a time"),
+        pytest.param("retry: {budget: 20}", 'such as "20%"', id="a share without its sign"),
+        pytest.param("retry: {budget: 120%}", "0% to 100%", id="more than all calls"),
+    ],
+)
+def test_a_setting_that_could_not_matter_is_refused(route: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"routes: [{{match: {{model: m}}, {route}}}]", file="f")
+    assert expected in str(caught.value)
+
+
+def test_retries_and_hedges_are_printed_as_they_are_written() -> None:
+    text = "retry: {per_try_timeout: 250ms, budget: 12.5%}, hedge: {after: p95}"
+    shown = printed(parse(f"routes: [{{match: {{model: m}}, {text}}}]"))
+    for line in ("per_try_timeout: 0.25s", "budget: 12.5%", "after: p95"):
+        assert line in shown
