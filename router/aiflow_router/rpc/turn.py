@@ -1,4 +1,4 @@
-"""A call that finds no room at its gate: it waits here for its turn, or is told why there is none."""
+"""A call that finds no room at its gate: it waits here for its turn, or is told why it does not."""
 
 from __future__ import annotations
 
