@@ -233,6 +233,11 @@ def _limit(value: object) -> object:
     raise ValueError("must be a number of calls, 1 to 100000, or `adaptive`")
 
 
+def _off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class Overload(_Section):
     # Calls in flight to one model or service; what else there is waits or is shed.
     limit: Annotated[int | Literal["adaptive"], BeforeValidator(_limit)] = 1024
@@ -240,11 +245,15 @@ class Overload(_Section):
     min: Annotated[int, Field(ge=1, le=100_000)] | None = None
     max: Annotated[int, Field(ge=1, le=100_000)] | None = None
     queue: Annotated[int, Field(ge=0, le=10_000)] = 128
-    mode: Literal["enforce", "shadow", "off"] = "enforce"
+    mode: Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(_off)] = "enforce"
 
     @model_validator(mode="after")
     def _consistent(self) -> Overload:
-        if self.mode == "off" and self.model_fields_set - {"mode"}:
+        # By value, for the printed configuration names every default and must be read again.
+        others = set(type(self).model_fields) - {"mode"}
+        if self.mode == "off" and any(
+            getattr(self, name) != type(self).model_fields[name].default for name in others
+        ):
             raise ValueError("mode is `off`, so nothing else here has an effect: leave it out")
         if self.limit != "adaptive":
             if self.min is not None or self.max is not None:
