@@ -12,10 +12,11 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf import wrappers_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from integration.router.kit import Backend, Handle, Mesh, Seen, backend, echo, infer, mesh, until
-from integration.router.typed_service import typed_backend
+from integration.router.typed_service import SERVICE, shop
 
 from aiflow_router.limits.overload import Gates
 from aiflow_sdk import errors, status
@@ -25,11 +26,12 @@ INFER, STREAM = f"{PREFIX}/ModelInfer", f"{PREFIX}/ModelStreamInfer"
 ECHO = "/a.Echo/Echo"
 
 
-def route(overload: str, *, timeout: str = "15s") -> str:
-    matches = ("{model: m}", "{service: a.Echo}")
-    return "routes: [%s]" % ", ".join(
-        f"{{match: {match}, timeout: {timeout}, overload: {overload}}}" for match in matches
+def route(overload: str, *, due: str = "15s") -> str:
+    routes = (
+        f"{{match: {match}, timeout: {due}, overload: {overload}}}"
+        for match in ("{model: m}", "{service: a.Echo}")
     )
+    return f"routes: [{', '.join(routes)}]"
 
 
 def gates(m: Mesh, name: str = "m") -> Gates:
@@ -64,11 +66,11 @@ class Held:
 
 
 @asynccontextmanager
-async def held(overload: str, *, timeout: str = "15s") -> AsyncIterator[tuple[Mesh, Backend, Held]]:
+async def held(overload: str, *, due: str = "15s") -> AsyncIterator[tuple[Mesh, Backend, Held]]:
     hold = Held()
     async with (
         backend(ModelInfer=hold, ModelStreamInfer=echo, ModelReady=echo) as server,
-        mesh(route(overload, timeout=timeout)) as m,
+        mesh(route(overload, due=due)) as m,
     ):
         await m.register(server.address, models=("m",))
         yield m, server, hold
@@ -164,13 +166,16 @@ async def test_a_waiter_that_goes_away_frees_its_place() -> None:
 
 
 async def test_the_routes_timeout_counts_while_a_call_waits() -> None:
-    async with held("{limit: 1}", timeout="200ms") as (m, _, _hold):
-        error, waited = await asyncio.gather(failure_of(call(m)), failure_of(call(m)))
+    async with held("{limit: 1}", due="200ms") as (m, server, _):
+        inside = m.channel.stream_stream(STREAM)()
+        await inside.write(infer("m"))
+        await inside.read()
+        error = await failure_of(call(m))
         assert isinstance(error, errors.DeadlineExceededError)
-        assert isinstance(waited, errors.DeadlineExceededError)
-        assert {"busy" in error.message, "busy" in waited.message} == {True, False}
-        await until(lambda: m.inflight() == 0)
-        assert gates(m).idle()
+        assert "busy" in error.message
+        assert len(server.seen) == 1
+        inside.cancel()
+        await until(gates(m).idle)
 
 
 @pytest.mark.parametrize("method", [INFER, ECHO, STREAM])
@@ -204,7 +209,7 @@ async def test_every_way_out_gives_the_place_back(method: str, end: str) -> None
 
 
 async def test_a_call_that_is_inside_counts_when_endpoints_change() -> None:
-    async with held("{limit: 1, queue: 0}") as (m, server, hold), backend() as other:
+    async with held("{limit: 1, queue: 0}") as (m, _, hold), backend() as other:
         inside = call(m)
         await until(lambda: gates(m).unary.inflight == 1)
         await m.register(other.address, models=("m",))
@@ -231,7 +236,7 @@ async def test_health_registry_and_reads_pass_a_full_gate() -> None:
 
 
 async def test_streams_count_for_a_fixed_limit_and_wait() -> None:
-    async with held("{limit: 1, queue: 1}", timeout="300ms") as (m, _, _hold):
+    async with held("{limit: 1, queue: 1}", due="300ms") as (m, _, _hold):
         first = m.channel.stream_stream(STREAM)()
         await first.write(infer("m"))
         await first.read()
@@ -268,16 +273,23 @@ async def test_idle_streams_do_not_stop_up_an_adaptive_limit() -> None:
             stream.cancel()
 
 
-async def test_a_typed_service_has_a_gate_too() -> None:
-    hold = Held()
-    async with backend(Echo=hold) as server, mesh(route("{limit: 1, queue: 0}")) as m:
-        await m.register(server.address)
-        inside = m.channel.unary_unary(ECHO)(b"x")
-        await until(lambda: gates(m, "a.Echo").stream.inflight == 1)
-        error = await failure_of(m.channel.unary_unary(ECHO)(b"x"))
-        assert isinstance(error, errors.OverloadedError)
-        hold.go.set()
-        assert await inside == b"x"
+@pytest.mark.parametrize("reflect", [True, False])
+async def test_a_typed_service_has_a_gate_too(reflect: bool) -> None:
+    config = f"routes: [{{match: {{service: {SERVICE}}}, overload: {{limit: 1, queue: 0}}}}]"
+    async with shop(reflect=reflect) as (address, server), mesh(config) as m:
+        await m.register(address, services=(SERVICE,))
+        await until(lambda: m.router.kinds.pending() == 0)
+
+        def get(value: str) -> Any:
+            text = wrappers_pb2.StringValue(value=value).SerializeToString()
+            return m.channel.unary_unary(f"/{SERVICE}/Get")(text)
+
+        inside = get("hang")
+        await until(lambda: "hang" in server.seen)
+        assert isinstance(await failure_of(get("x")), errors.OverloadedError)
+        inside.cancel()
+        await until(gates(m, SERVICE).idle)
+        await get("x")
 
 
 async def test_shadow_counts_and_lets_pass() -> None:

@@ -271,7 +271,7 @@ class Calls(RuleBasedStateMachine):
         tickets = [*self.queued, *(ticket for ticket in self.entered if ticket is not None)]
         if tickets:
             ticket = tickets[index % len(tickets)]
-            (self.queued if ticket in self.queued else self.entered).remove(ticket)  # type: ignore[attr-defined]
+            (self.queued if ticket in self.queued else self.entered).remove(ticket)
             self.gate.give_up(ticket, "CANCELLED", self.now_s)
 
     @rule(limit=st.integers(1, 6))
