@@ -241,10 +241,10 @@ def _off(value: object) -> object:
 class Overload(_Section):
     # Calls in flight to one model or service; what else there is waits or is shed.
     limit: Annotated[int | Literal["adaptive"], BeforeValidator(_limit)] = 1024
-    # What an adaptive limit moves between; Envoy's start and our default for a fixed one.
+    # What an adaptive limit moves between.
     min: Annotated[int, Field(ge=1, le=100_000)] | None = None
     max: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    queue: Annotated[int, Field(ge=0, le=10_000)] = 128
+    queue: Annotated[int, Field(ge=0, le=10_000)] = limits.DEFAULT.queue
     mode: Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(_off)] = "enforce"
 
     @model_validator(mode="after")
@@ -270,8 +270,8 @@ class Overload(_Section):
     def record(self) -> limits.Overload:
         return limits.Overload(
             limit=None if self.limit == "adaptive" else self.limit,
-            lowest=3 if self.min is None else self.min,
-            highest=1024 if self.max is None else self.max,
+            lowest=limits.DEFAULT.lowest if self.min is None else self.min,
+            highest=limits.DEFAULT.highest if self.max is None else self.max,
             queue=self.queue,
             mode=self.mode,
         )
