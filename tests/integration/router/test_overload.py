@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from integration.router.kit import Backend, Handle, Mesh, Seen, backend, echo, infer, mesh, until
 from integration.router.typed_service import SERVICE, shop
 
+from aiflow.registry.v1 import registry_pb2
 from aiflow_router.limits.overload import Gates
 from aiflow_sdk import errors, status
 
@@ -208,10 +209,17 @@ async def test_every_way_out_gives_the_place_back(method: str, end: str) -> None
             await until(gates(m, name).idle)
 
 
-async def test_a_call_that_is_inside_counts_when_endpoints_change() -> None:
-    async with held("{limit: 1, queue: 0}") as (m, _, hold), backend() as other:
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_call_that_is_inside_counts_when_endpoints_change(leaves: bool) -> None:
+    hold = Held()
+    config = route("{limit: 1, queue: 0}")
+    async with backend(ModelInfer=hold) as server, backend() as other, mesh(config) as m:
+        lease = await m.register(server.address, models=("m",))
         inside = call(m)
         await until(lambda: gates(m).unary.inflight == 1)
+        if leaves:
+            await m.registry.Deregister(registry_pb2.DeregisterRequest(lease_id=lease))
+            assert isinstance(await failure_of(call(m)), errors.NoEndpointError)
         await m.register(other.address, models=("m",))
         assert isinstance(await failure_of(call(m)), errors.OverloadedError)
         hold.go.set()

@@ -55,6 +55,14 @@ def test_it_starts_at_its_lowest_and_grows_while_it_is_used() -> None:
     assert gradient.current > 10
 
 
+def test_it_grows_to_its_highest_and_shrinks_to_its_lowest() -> None:
+    gradient = measured(lowest=2, highest=9)
+    full(gradient, End.ANSWERED, 0.1, since_s=1.0, calls=100)
+    assert gradient.current == 9
+    full(gradient, End.TIMED_OUT, 0.5, since_s=10.0, calls=100)
+    assert gradient.current == 2
+
+
 @pytest.mark.parametrize(
     ("end", "took_s", "shrinks"),
     [
