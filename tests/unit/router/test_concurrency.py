@@ -81,6 +81,13 @@ def test_what_shrinks_it(end: End, took_s: float, shrinks: bool) -> None:
     assert (gradient.current < before) == shrinks
 
 
+def test_a_cold_backend_is_forgotten_with_the_next_ten_answers() -> None:
+    gradient = Gradient(lowest=3, highest=50, rng=random.Random(1))
+    for n in range(30):
+        gradient.ended(End.ANSWERED, 0.1 if n else 30.0, 30 + 0.05 * n, 3)
+    assert gradient.baseline_s == pytest.approx(0.1)
+
+
 def test_the_baseline_is_looked_at_again_after_a_minute_of_load() -> None:
     gradient = measured()
     full(gradient, End.ANSWERED, 0.1, since_s=1.0)
