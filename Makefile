@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-router protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-router bench-overload protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: fetch ## measure; prints ratios, writes .cache/bench/*.json
 
 bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs them where it can)
 	$(BIN)/python benchmarks/router.py
+
+bench-overload: $(READY) ## measure what a limit saves of an overloaded backend
+	$(BIN)/python benchmarks/overload.py
 
 protos: $(READY) ## regenerate the code beside each .proto
 	deploy/protos.sh

@@ -23,6 +23,7 @@ from aiflow_router.catalog.endpoint import Endpoint, Protocol
 from aiflow_router.catalog.fields import address_problem, violations
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.identity.keys import KeyRecord
+from aiflow_router.limits import overload as limits
 
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -226,12 +227,63 @@ class HedgePolicy(_Section):
         return None if self.after == "p95" else self.after
 
 
+def _limit(value: object) -> object:
+    if value == "adaptive" or (type(value) is int and 1 <= value <= 100_000):
+        return value
+    raise ValueError("must be a number of calls, 1 to 100000, or `adaptive`")
+
+
+def _off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+class Overload(_Section):
+    # Calls in flight to one model or service; what else there is waits or is shed.
+    limit: Annotated[int | Literal["adaptive"], BeforeValidator(_limit)] = 1024
+    # What an adaptive limit moves between.
+    min: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    max: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    queue: Annotated[int, Field(ge=0, le=10_000)] = limits.DEFAULT.queue
+    mode: Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(_off)] = "enforce"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Overload:
+        # By value, for the printed configuration names every default and must be read again.
+        others = set(type(self).model_fields) - {"mode"}
+        if self.mode == "off" and any(
+            getattr(self, name) != type(self).model_fields[name].default for name in others
+        ):
+            raise ValueError("mode is `off`, so nothing else here has an effect: leave it out")
+        if self.limit != "adaptive":
+            if self.min is not None or self.max is not None:
+                raise ValueError("`min` and `max` are for `limit: adaptive`; this limit is fixed")
+        elif self.mode == "shadow":
+            raise ValueError(
+                "an adaptive limit learns from what it lets in, so it cannot be watched without "
+                "being enforced: give a number as `limit`, or `mode: enforce`"
+            )
+        elif self.record().lowest > self.record().highest:
+            raise ValueError(f"`min` {self.record().lowest} is above `max` {self.record().highest}")
+        return self
+
+    def record(self) -> limits.Overload:
+        return limits.Overload(
+            limit=None if self.limit == "adaptive" else self.limit,
+            lowest=limits.DEFAULT.lowest if self.min is None else self.min,
+            highest=limits.DEFAULT.highest if self.max is None else self.max,
+            queue=self.queue,
+            mode=self.mode,
+        )
+
+
 class Route(_Section):
     match: Match
     timeout: Timeout = 15.0
     retry: Retry = Retry()
     balance: Balance = "least_request"
     hedge: HedgePolicy | None = None
+    overload: Overload = Overload()
 
     @model_validator(mode="after")
     def _effective(self) -> Route:

@@ -116,6 +116,7 @@ async def serving(
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads)
     metrics.watch(census, undescribed=kinds.pending)
+    metrics.watch_gates(table.gates)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
     for follower in (loads.follow, table.follow, healths.follow, kinds.follow, links.follow):
@@ -172,6 +173,7 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
                 retry=route.retry.policy(),
                 hedged=route.hedge is not None,
                 hedge_after_s=None if route.hedge is None else route.hedge.after_s,
+                overload=route.overload.record(),
             ),
         )
         for route in config.routes

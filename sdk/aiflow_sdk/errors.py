@@ -12,7 +12,8 @@
     ├── RefusedError                the request is understood and will not be served as it is
     ├── UnavailableError            try again after `retry_after_s`
     │   ├── NoEndpointError         nothing serves the model or service right now
-    │   ├── OverloadedError
+    │   ├── OverloadedError         too many calls; this one was not begun
+    │   ├── DeadlineUnreachableError    its turn would come too late; not begun, do not repeat
     │   └── DrainingError           this server is shutting down
     ├── DeadlineExceededError
     ├── CallCancelledError
@@ -124,6 +125,10 @@ class NoEndpointError(UnavailableError):
 
 class OverloadedError(UnavailableError):
     default_reason = "OVERLOADED"
+
+
+class DeadlineUnreachableError(UnavailableError):
+    default_reason = "DEADLINE_UNREACHABLE"
 
 
 class DrainingError(UnavailableError):

@@ -35,6 +35,7 @@ _CLASS_BY_REASON: dict[str, type[errors.AiflowError]] = {
         errors.ServiceNotFoundError,
         errors.NoEndpointError,
         errors.OverloadedError,
+        errors.DeadlineUnreachableError,
         errors.DrainingError,
         errors.StreamBrokenError,
     )

@@ -19,8 +19,9 @@ REQUEST_ID = "x-request-id"
 SERVED_BY = "x-aiflow-served-by"
 ATTEMPTS = "x-aiflow-attempts"
 SESSION = "x-aiflow-session"
+PRIORITY = "x-aiflow-priority"
 
-_MAY_SET = frozenset({"x-aiflow-priority", SESSION, "x-aiflow-cache"})
+_MAY_SET = frozenset({PRIORITY, SESSION, "x-aiflow-cache"})
 _ONE_HOP = frozenset(
     {
         *("connection", "content-type", "host", "keep-alive", "proxy-authenticate"),

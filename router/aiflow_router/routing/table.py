@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,12 +19,15 @@ from aiflow_router.catalog.snapshot import Snapshot
 from aiflow_router.forwarding.hedge import Hedge
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import Budget, RetryPolicy
+from aiflow_router.limits.overload import DEFAULT, Gates, Overload, gates
 from aiflow_sdk import errors
 
 # A name is known this long after its last endpoint left: its caller is told to wait, not that it
 # is wrong.
 REMEMBER_S = 600.0
 MAX_REMEMBERED = 10_000
+
+_rng = random.Random()  # noqa: S311 - spreads delays, guards nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,14 @@ class Policy:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     hedged: bool = False
     hedge_after_s: float | None = None
+    overload: Overload = DEFAULT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedPlan(Plan):
+    """A plan, and the gates by which its calls go in: the name's, so they outlive the plan."""
+
+    gates: Gates
 
 
 class Table:
@@ -65,7 +77,7 @@ class Table:
         self._services.follow(snapshot.services, self._loads)
         self._oip = tuple(self._loads[endpoint] for endpoint in snapshot.oip)
 
-    def model(self, name: str) -> Plan:
+    def model(self, name: str) -> GatedPlan:
         """Raises BadInputError, ModelNotFoundError, NoEndpointError."""
         plan = self._models.plans.get(name)
         if plan is not None:
@@ -77,7 +89,7 @@ class Table:
             )
         raise self._models.missing(name)
 
-    def service(self, name: str) -> Plan:
+    def service(self, name: str) -> GatedPlan:
         """Raises ServiceNotFoundError, NoEndpointError."""
         plan = self._services.plans.get(name)
         if plan is not None:
@@ -99,24 +111,28 @@ class Table:
             for load in seen.values()
         )
 
+    def gates(self) -> Iterable[tuple[str, Gates]]:
+        """With the name of each; a model and a service may have the same."""
+        return itertools.chain(self._models.gates.items(), self._services.gates.items())
+
     def services(self) -> frozenset[str]:
         """The services in the catalog."""
         return self._services.catalogued
 
-    def nearest_services(self, name: str) -> list[Plan]:
+    def nearest_services(self, name: str) -> list[GatedPlan]:
         """One plan for each backend of services, nearest first.
 
         Near is whose service shares most of the dotted `name` from its start.
         """
         wanted = name.split(".")
 
-        def shared(plan: Plan) -> int:
+        def shared(plan: GatedPlan) -> int:
             pairs = itertools.takewhile(
                 lambda pair: pair[0] == pair[1], zip(plan.name.split("."), wanted, strict=False)
             )
             return sum(1 for _ in pairs)
 
-        by_backend: dict[str, Plan] = {}
+        by_backend: dict[str, GatedPlan] = {}
         for plan in sorted(self._services.plans.values(), key=shared, reverse=True):
             by_backend.setdefault(plan.loads[0].endpoint.backend, plan)
         return list(by_backend.values())
@@ -144,7 +160,8 @@ class _Names:
         self._clock = clock
         self.catalogued: frozenset[str] = frozenset()
         self._left_at_s: dict[str, float] = {}
-        self.plans: Mapping[str, Plan] = {}
+        self.plans: Mapping[str, GatedPlan] = {}
+        self.gates: dict[str, Gates] = {}
 
     def follow(self, served: Mapping[str, tuple[Endpoint, ...]], loads: Loads) -> None:
         now_s = self._clock()
@@ -161,6 +178,12 @@ class _Names:
             name: self._plan(name, tuple(loads[endpoint] for endpoint in endpoints))
             for name, endpoints in served.items()
             if endpoints
+        }
+        # Calls of a name that has just left may still be inside, and it may return.
+        self.gates = {
+            name: kept
+            for name, kept in self.gates.items()
+            if name in self.plans or not kept.idle() or self.knows(name)
         }
 
     def knows(self, name: str) -> bool:
@@ -189,7 +212,7 @@ class _Names:
             metadata={self._kind: name[:256], "nearest": ",".join(nearest)},
         )
 
-    def _plan(self, name: str, loads: tuple[Load, ...]) -> Plan:
+    def _plan(self, name: str, loads: tuple[Load, ...]) -> GatedPlan:
         policy = self._policies.get(name, self._default)
         previous = self.plans.get(name)
         if previous is not None:
@@ -197,7 +220,9 @@ class _Names:
             return replace(previous, loads=loads)
         memory = Memory(timed=policy.balance in TIMED)
         memory.follow(loads)
-        return Plan(
+        if name not in self.gates:
+            self.gates[name] = gates(policy.overload, _rng)
+        return GatedPlan(
             name=name,
             is_model=self._kind == "model",
             loads=loads,
@@ -207,6 +232,7 @@ class _Names:
             retry=policy.retry,
             budget=Budget(share=policy.retry.budget, floor=policy.retry.budget_floor),
             hedge=Hedge(after_s=policy.hedge_after_s) if policy.hedged else None,
+            gates=self.gates[name],
         )
 
 

@@ -67,20 +67,24 @@ class Door(grpc.GenericRpcHandler):
         async def unary(visit: Visit, request: bytes, context: Context) -> bytes:
             visit.asked = service
             plan = front.table.service(service)
-            return await front.forward(visit, plan, request, context, may_repeat=may_repeat)
+            return await front.forward(
+                visit, plan, request, context, may_repeat=may_repeat, gate=plan.gates.unary
+            )
 
         async def stream(visit: Visit, context: Context) -> Iterable[Pair]:
             visit.asked = service
             plan = front.table.service(service)
-            return await forward_stream(
-                front.sender,
-                front.call(visit, plan, context),
-                context,
-                first=None,
-                check=front.check_size,
-                # It may be a unary call: then its one answer is due as a known one's is.
-                answer_within_s=plan.timeout_s if kind is None else None,
-            )
+            call = front.call(visit, plan, context)
+            async with front.place(visit, plan):
+                return await forward_stream(
+                    front.sender,
+                    call,
+                    context,
+                    first=None,
+                    check=front.check_size,
+                    # It may be a unary call: then its one answer is due as a known one's is.
+                    answer_within_s=plan.timeout_s if kind is None else None,
+                )
 
         if kind is None or not kind.unary:
             return front.stream(method, stream, label=label)

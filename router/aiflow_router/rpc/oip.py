@@ -19,17 +19,17 @@ from tritonclient.grpc import service_pb2
 
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair
-from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import always, outside_a_sequence
 from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.name import model_name
+from aiflow_router.routing.table import GatedPlan
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors
 
 _log = structlog.get_logger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
-_BY_MODEL = ("ModelInfer", "ModelMetadata", "ModelConfig")
+_READS = ("ModelMetadata", "ModelConfig")
 _REFUSED = {
     "RepositoryModelLoad": "loads a model into one Triton",
     "RepositoryModelUnload": "unloads a model from one Triton",
@@ -50,7 +50,8 @@ def handlers(front: Front) -> Handlers:
     """The handlers by full method."""
     oip = _Oip(front)
     works = {
-        **dict.fromkeys(_BY_MODEL, oip.by_model),
+        "ModelInfer": oip.model_infer,
+        **dict.fromkeys(_READS, oip.read),
         **dict.fromkeys(_REFUSED, oip.refused),
         "ModelReady": oip.model_ready,
         "ModelStatistics": oip.model_statistics,
@@ -74,7 +75,14 @@ class _Oip:
         self._table = front.table
         self._sender = front.sender
 
-    async def by_model(self, visit: Visit, request: bytes, context: Context) -> bytes:
+    async def model_infer(self, visit: Visit, request: bytes, context: Context) -> bytes:
+        plan = self._plan(visit, request)
+        return await self._front.forward(
+            visit, plan, request, context, may_repeat=outside_a_sequence, gate=plan.gates.unary
+        )
+
+    async def read(self, visit: Visit, request: bytes, context: Context) -> bytes:
+        """About a model, not of it: passes the gate by, as a health check must."""
         plan = self._plan(visit, request)
         return await self._front.forward(
             visit, plan, request, context, may_repeat=outside_a_sequence
@@ -83,13 +91,13 @@ class _Oip:
     async def model_ready(self, visit: Visit, request: bytes, context: Context) -> bytes:
         """As Triton: a model that is not there is not ready, which is no error."""
         try:
-            return await self.by_model(visit, request, context)
+            return await self.read(visit, request, context)
         except (errors.ModelNotFoundError, errors.NoEndpointError):
             context.set_trailing_metadata(visit.trailers())
             return service_pb2.ModelReadyResponse(ready=False).SerializeToString()  # type: ignore[no-any-return]
 
     async def model_statistics(self, visit: Visit, request: bytes, context: Context) -> bytes:
-        work = self.by_model if model_name(request) else self.merged
+        work = self.read if model_name(request) else self.merged
         return await work(visit, request, context)
 
     async def merged(self, visit: Visit, request: bytes, context: Context) -> bytes:
@@ -129,7 +137,8 @@ class _Oip:
         if first is None:
             return ()
         self._front.check_size(first)
-        call = self._front.call(visit, self._plan(visit, first), context)
+        plan = self._plan(visit, first)
+        call = self._front.call(visit, plan, context)
 
         def check(message: bytes) -> None:
             self._front.check_size(message)
@@ -137,7 +146,8 @@ class _Oip:
             if name != call.plan.name:
                 _served_by_the_pinned(name, call)
 
-        return await forward_stream(self._sender, call, context, first=first, check=check)
+        async with self._front.place(visit, plan):
+            return await forward_stream(self._sender, call, context, first=first, check=check)
 
     async def _first(self, context: Context) -> bytes | None:
         limit_s = self._table.default.timeout_s
@@ -181,7 +191,7 @@ class _Oip:
         context.set_trailing_metadata(visit.trailers())
         return answer.SerializeToString()  # type: ignore[no-any-return]
 
-    def _plan(self, visit: Visit, request: bytes) -> Plan:
+    def _plan(self, visit: Visit, request: bytes) -> GatedPlan:
         name = visit.asked = model_name(request)
         if self._table.knows_model(name):
             visit.label = name

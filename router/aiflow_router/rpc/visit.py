@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
+    PRIORITY,
     REQUEST_ID,
     SERVED_BY,
     Head,
@@ -30,7 +32,10 @@ from aiflow_router.forwarding.metadata import (
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.identity.keys import Keys, Right
-from aiflow_router.routing.table import Table
+from aiflow_router.limits.concurrency import End
+from aiflow_router.limits.gate import Gate
+from aiflow_router.routing.table import GatedPlan, Table
+from aiflow_router.rpc.turn import how_it_ended, take_turn
 from aiflow_router.telemetry.access import AccessLog
 from aiflow_router.telemetry.metrics import UNKNOWN, Metrics
 from aiflow_sdk import errors, status
@@ -49,6 +54,7 @@ class Visit:
         label: the model or service where the router knows it; a label of metrics.
         asked: the model or service as the caller wrote it; for the log.
         quiet: not logged when it ends well.
+        queued_s: time it waited for its turn.
     """
 
     method: str
@@ -59,6 +65,7 @@ class Visit:
     head: Head = _NO_HEAD
     tenant: str = UNKNOWN
     call: Call | None = None
+    queued_s: float = 0.0
 
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
         if self.call is None:
@@ -176,16 +183,67 @@ class Front:
             raise too_large("the message", len(message), limit_bytes=self.limit_bytes)
 
     async def forward(
-        self, visit: Visit, plan: Plan, request: bytes, context: Context, *, may_repeat: MayRepeat
+        self,
+        visit: Visit,
+        plan: Plan,
+        request: bytes,
+        context: Context,
+        *,
+        may_repeat: MayRepeat,
+        gate: Gate | None = None,
     ) -> bytes:
-        """Passes a unary call on; the answer. Raises AioRpcError, AiflowError."""
+        """Passes a unary call on, through `gate` if there is one; the answer.
+
+        Raises AioRpcError, AiflowError.
+        """
         call = self.call(visit, plan, context, timeout_s=plan.timeout_s)
-        answer = await self.sender.unary(call, request, may_repeat=may_repeat)
+        if gate is None:
+            answer = await self.sender.unary(call, request, may_repeat=may_repeat)
+        else:
+            if not gate.try_enter():
+                await self._turn(visit, gate, call, patience_s=math.inf)
+            try:
+                answer = await self.sender.unary(call, request, may_repeat=may_repeat)
+            except BaseException as error:
+                now_s = self._clock()
+                end = how_it_ended(error, deadline_s=call.deadline_s, now_s=now_s)
+                gate.leave(end, call.backend_s, now_s)
+                raise
+            gate.leave(End.ANSWERED, call.backend_s, self._clock())
         if answer.initial and (initial := back(answer.initial)):
             await context.send_initial_metadata(tuple(initial))
         trailing = back(answer.trailing) if answer.trailing else ()
         context.set_trailing_metadata(visit.trailers(trailing))
         return answer.message
+
+    @asynccontextmanager
+    async def place(self, visit: Visit, plan: GatedPlan) -> AsyncIterator[None]:
+        """A stream's place inside its gate. Raises as `take_turn`."""
+        gate, call = plan.gates.stream, visit.call
+        assert call is not None  # noqa: S101 - made before it is let in
+        if not gate.try_enter():
+            await self._turn(visit, gate, call, patience_s=plan.timeout_s)
+        try:
+            yield
+        finally:
+            gate.leave(End.OTHER, 0.0, self._clock())
+
+    async def _turn(self, visit: Visit, gate: Gate, call: Call, *, patience_s: float) -> None:
+        priority = next((str(value) for name, value in call.onward if name == PRIORITY), "")
+        try:
+            visit.queued_s = await take_turn(
+                gate,
+                call.plan.name,
+                priority=priority,
+                deadline_s=call.deadline_s,
+                patience_s=patience_s,
+                clock=self._clock,
+            )
+        except errors.AiflowError:
+            visit.call = None  # It went nowhere: the router answers.
+            raise
+        if visit.queued_s:
+            self._metrics.queue_wait(call.plan.name)(visit.queued_s)
 
     def call(
         self, visit: Visit, plan: Plan, context: Context, *, timeout_s: float = math.inf
@@ -260,7 +318,7 @@ class Front:
         self._metrics.duration(visit.label)(duration_s)
         call = visit.call
         if unary and call is not None:
-            self._metrics.overhead(max(0.0, duration_s - call.backend_s))
+            self._metrics.overhead(max(0.0, duration_s - call.backend_s - visit.queued_s))
         if visit.quiet and code == "OK":
             return
         self._access.line(

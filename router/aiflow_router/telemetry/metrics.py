@@ -8,6 +8,7 @@ call nothing.
 
 from __future__ import annotations
 
+from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Protocol, TypeVar
@@ -21,7 +22,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 T = TypeVar("T")
 
@@ -47,6 +48,32 @@ class Catalogued(Protocol):
         """Endpoints by backend and state."""
 
     def age_s(self) -> float: ...
+
+
+class Gate(Protocol):
+    """What the scrape reads of a gate: see limits.gate.Gate."""
+
+    @property
+    def limit(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def shadow(self) -> bool: ...
+
+    @property
+    def refused(self) -> Mapping[tuple[str, str], int]: ...
+
+
+class Gates(Protocol):
+    @property
+    def unary(self) -> Gate: ...
+
+    @property
+    def limited(self) -> bool: ...
+
+    def each(self) -> Iterable[Gate]: ...
 
 
 class Metrics:
@@ -90,6 +117,13 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        queue_wait = Histogram(
+            "aiflow_queue_wait_seconds",
+            "Time that calls which had to wait for their turn waited, those that got in.",
+            ("model",),
+            buckets=_DURATION_BUCKETS_S,
+            registry=self.registry,
+        )
         # The file is read once, and a router does not start with a wrong one: it stays 0.
         Counter(
             "aiflow_config_load_errors",
@@ -99,6 +133,7 @@ class Metrics:
         self.requests = _cached(lambda *labels: requests.labels(*labels).inc)
         self.duration = _cached(lambda *labels: duration.labels(*labels).observe)
         self.attempts = _cached(lambda *labels: attempts.labels(*labels).inc)
+        self.queue_wait = _cached(lambda *labels: queue_wait.labels(*labels).observe)
         self.overhead = overhead.observe
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
@@ -110,6 +145,10 @@ class Metrics:
             "Endpoints that have not yet answered which methods they have.",
             registry=self.registry,
         ).set_function(undescribed)
+
+    def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
+        """`gates` gives those of each model and service, by name."""
+        self.registry.register(_GatesAtScrape(gates))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -138,6 +177,47 @@ class _AtScrape:
             value=self._catalogued.age_s(),
         )
         return (inflight, endpoints, age)
+
+
+class _GatesAtScrape:
+    """Reads the gates; what a model and a service of the same name have is added up."""
+
+    def __init__(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
+        self._gates = gates
+
+    def collect(self) -> Iterable[Metric]:
+        depths: Count[str] = Count()
+        limits: Count[str] = Count()
+        shed: Count[tuple[str, str, str]] = Count()
+        watched: Count[tuple[str, str, str]] = Count()
+        for name, gates in self._gates():
+            if not gates.limited:
+                continue
+            limits[name] += gates.unary.limit
+            for gate in gates.each():
+                depths[name] += gate.waiting
+                into = watched if gate.shadow else shed
+                for labels, count in gate.refused.items():
+                    into[name, *labels] += count
+        depth = GaugeMetricFamily(
+            "aiflow_queue_depth", "Calls that wait for their turn.", labels=("model",)
+        )
+        limit = GaugeMetricFamily(
+            "aiflow_concurrency_limit", "Calls that may be in flight at once.", labels=("model",)
+        )
+        for name in limits:
+            depth.add_metric((name,), depths[name])
+            limit.add_metric((name,), limits[name])
+        families: list[Metric] = [depth, limit]
+        for metric, text, counts in (
+            ("aiflow_shed", "Calls that did not get their turn.", shed),
+            ("aiflow_shed_shadow", "Calls that would have been shed.", watched),
+        ):
+            family = CounterMetricFamily(metric, text, labels=("model", "priority", "reason"))
+            for found, count in counts.items():
+                family.add_metric(found, count)
+            families.append(family)
+        return families
 
 
 def _cached(make: Callable[..., T]) -> Callable[..., T]:

@@ -64,6 +64,45 @@ def test_an_empty_file_means_the_defaults() -> None:
             "did you mean `least_request`?",
             id="an unknown balance",
         ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  overload: {limt: 2}",
+            "f:3:14: unknown key `routes.0.overload.limt`: this version has no such setting; "
+            "did you mean `limit`?",
+            id="an unknown key of overload",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, overload: {limit: adaptiv}}]",
+            "routes.0.overload.limit: must be a number of calls, 1 to 100000, or `adaptive`",
+            id="a limit that is no number",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, overload: {limit: 0}}]", "1 to 100000", id="no calls"
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, overload: {limit: 9, min: 2}}]",
+            "this limit is fixed",
+            id="bounds of a fixed limit",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, overload: {limit: adaptive, min: 9, max: 8}}]",
+            "`min` 9 is above `max` 8",
+            id="bounds the wrong way round",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, overload: {limit: adaptive, max: 2}}]",
+            "`min` 3 is above `max` 2",
+            id="a bound below the default of the other",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, overload: {mode: off, queue: 9}}]",
+            "nothing else here has an effect",
+            id="settings of what is off",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, overload: {limit: adaptive, mode: shadow}}]",
+            "learns from what it lets in",
+            id="an adaptive limit in shadow",
+        ),
         pytest.param("discovery: {}", "name a source", id="no discovery"),
         pytest.param(
             "discovery: {static: [{backend: b, address: nowhere, protocol: oip, models: [m]}]}",
@@ -101,6 +140,19 @@ def test_every_problem_is_told_in_order() -> None:
 def test_durations_are_read_in_seconds() -> None:
     text = "routes:\n- {match: {model: a}, timeout: 150ms}\n- {match: {model: b}, timeout: 1.5m}"
     assert [route.timeout for route in parse(text).routes] == [0.15, 90]
+
+
+def test_overload_is_read_with_its_defaults() -> None:
+    text = (
+        "routes:\n- match: {model: a}\n- {match: {model: b}, overload: {mode: off}}\n"
+        "- {match: {model: c}, overload: {limit: adaptive, max: 9}}"
+    )
+    config = parse(text)
+    default, off, adaptive = (route.overload.record() for route in config.routes)
+    assert (default.limit, default.queue, default.mode) == (1024, 128, "enforce")
+    assert off.mode == "off"
+    assert (adaptive.limit, adaptive.lowest, adaptive.highest) == (None, 3, 9)
+    assert parse(printed(config)) == config
 
 
 def test_secrets_are_not_printed_and_the_rest_can_be_read_again() -> None:

@@ -1,0 +1,206 @@
+"""The gate before a model or service: so many calls are in, some wait, the rest is told to go.
+
+Plain Python: `join` hands out a `Ticket`, and `rpc` awaits it and refuses. Each call that enters
+leaves exactly once.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aiflow_router.limits.concurrency import End, Gradient
+
+PRIORITIES = ("high", "normal", "low")
+# Weight of the newest in the recent answer time.
+NEWEST = 1 / 16
+# A delay to come back after, where no answer was ever timed, and its bounds elsewhere.
+UNMEASURED_S = 1.0
+SOONEST_S = 0.05
+LATEST_S = 30.0
+
+Reason = Literal["OVERLOADED", "DEADLINE_UNREACHABLE", "DEADLINE_EXCEEDED", "CANCELLED"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a call does not get in.
+
+    Attributes:
+        waiting: calls in the queue.
+        wait_s: how long it would have waited, by estimate.
+        retry_after_s: when it may come back; negative for never.
+    """
+
+    reason: Reason
+    waiting: int
+    wait_s: float
+    retry_after_s: float
+
+
+def _nobody() -> None:
+    pass
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ticket:
+    """A place in the queue, then a place inside or a refusal.
+
+    Attributes:
+        priority: index into PRIORITIES.
+        order: the smallest is next.
+        deadline_s: it leaves the queue then.
+        entered: it counts as in flight.
+        refusal: set once it is neither inside nor waiting any more.
+        wake: called when one of these two is set.
+    """
+
+    priority: int
+    order: tuple[int, int] = (0, 0)
+    joined_s: float
+    deadline_s: float
+    entered: bool = False
+    refusal: Refusal | None = None
+    wake: Callable[[], None] = field(default=_nobody, repr=False)
+
+
+class Gate:
+    """Lets `limit` calls in and `queue` wait; nobody waits while there is room.
+
+    The queue is ordered by arrival, with a handicap: each step of priority below the highest lets
+    `queue` later calls pass, and no more, so the lowest is overtaken by at most twice that many. A
+    full queue keeps who is first in this order. With `shadow` nobody waits or is refused; what
+    would have been is counted.
+
+    Attributes:
+        inflight: calls inside.
+        limit: how many may be.
+        answer_s: how long answers take lately; 0 before the first.
+        refused: calls that did not get in, by priority and reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int,
+        queue: int,
+        rng: random.Random,
+        gradient: Gradient | None = None,
+        shadow: bool = False,
+    ) -> None:
+        self.limit = limit if gradient is None else gradient.current
+        self.queue = queue
+        self.shadow = shadow
+        self.inflight = 0
+        self.answer_s = 0.0
+        self.refused: Counter[tuple[str, str]] = Counter()
+        self._gradient = gradient
+        self._rng = rng
+        self._waiting: list[Ticket] = []
+        self._joined = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def try_enter(self) -> bool:
+        """Whether the call is in; all that a call costs here while there is room."""
+        if self.inflight < self.limit:
+            self.inflight += 1
+            return True
+        return False
+
+    def join(self, *, priority: str, deadline_s: float, now_s: float) -> Ticket | Refusal:
+        """A place in the queue for a call that found no room, or why it gets none."""
+        level = PRIORITIES.index(priority) if priority in PRIORITIES else 1
+        ticket = Ticket(priority=level, joined_s=now_s, deadline_s=deadline_s)
+        handicap = level * max(1, self.queue)
+        ticket.order = (self._joined + handicap, self._joined)
+        if self.shadow:
+            return self._pass(ticket, now_s)
+        ahead = bisect_left(self._waiting, ticket.order, key=_order)
+        if ahead >= self.queue:
+            return self._refuse(ticket, "OVERLOADED", ahead)
+        if self._too_late(ahead, ticket, now_s):
+            return self._refuse(ticket, "DEADLINE_UNREACHABLE", ahead)
+        self._joined += 1
+        self._waiting.insert(ahead, ticket)
+        if len(self._waiting) > self.queue:
+            last = self._waiting.pop()
+            last.refusal = self._refuse(last, "OVERLOADED", self.queue)
+            last.wake()
+        return ticket
+
+    def leave(self, end: End, took_s: float, now_s: float) -> None:
+        """A call that was inside ended so, after `took_s` at the backend."""
+        if end is End.ANSWERED:
+            self.answer_s += (took_s - self.answer_s) * NEWEST if self.answer_s else took_s
+        gradient = self._gradient
+        if gradient is not None:
+            gradient.ended(end, took_s, now_s, self.inflight)
+            self.limit = gradient.current
+        self.inflight -= 1
+        if self._waiting:
+            self._admit(now_s)
+
+    def give_up(self, ticket: Ticket, reason: Reason, now_s: float) -> None:
+        """The call behind the ticket will not go on, whatever became of the ticket meanwhile."""
+        if ticket.entered:
+            ticket.entered = False
+            self.leave(End.OTHER, 0.0, now_s)
+        elif ticket.refusal is None:
+            self._waiting.pop(bisect_left(self._waiting, ticket.order, key=_order))
+            ticket.refusal = self._refuse(ticket, reason, 0)
+
+    def _admit(self, now_s: float) -> None:
+        while self._waiting and self.inflight < self.limit:
+            ticket = self._waiting.pop(0)
+            if ticket.deadline_s <= now_s:
+                ticket.refusal = self._refuse(ticket, "DEADLINE_EXCEEDED", 0)
+            else:
+                ticket.entered = True
+                self.inflight += 1
+            ticket.wake()
+
+    def _pass(self, ticket: Ticket, now_s: float) -> Ticket:
+        """Lets a call in that would wait or be refused; those over the limit stand for a queue."""
+        ahead = self.inflight - self.limit
+        if ahead >= self.queue:
+            self._refuse(ticket, "OVERLOADED", ahead)
+        elif self._too_late(ahead, ticket, now_s):
+            self._refuse(ticket, "DEADLINE_UNREACHABLE", ahead)
+        self.inflight += 1
+        ticket.entered = True
+        return ticket
+
+    def _wait_s(self, ahead: int) -> float:
+        """Until a call with so many ahead of it in the queue gets in, by estimate."""
+        leaving_first = ahead + 1 + (0 if self.shadow else max(0, self.inflight - self.limit))
+        return leaving_first * self.answer_s / self.limit
+
+    def _too_late(self, ahead: int, ticket: Ticket, now_s: float) -> bool:
+        """Whether it could not be answered in time: it has to get in, and to be worked on."""
+        return now_s + self._wait_s(ahead) + self.answer_s > ticket.deadline_s
+
+    def _refuse(self, ticket: Ticket, reason: Reason, ahead: int) -> Refusal:
+        self.refused[PRIORITIES[ticket.priority], reason] += 1
+        wait_s = self._wait_s(ahead)
+        retry_after_s = -1.0
+        if reason == "OVERLOADED":
+            # By then who waits now is in; spread, or all would come back at once.
+            delay_s = (wait_s or UNMEASURED_S) * self._rng.uniform(1.0, 1.5)
+            retry_after_s = min(LATEST_S, max(SOONEST_S, delay_s))
+        return Refusal(
+            reason=reason,
+            waiting=len(self._waiting),
+            wait_s=wait_s,
+            retry_after_s=retry_after_s,
+        )
+
+
+def _order(ticket: Ticket) -> tuple[int, int]:
+    return ticket.order

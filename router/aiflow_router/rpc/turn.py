@@ -1,0 +1,101 @@
+"""A call that finds no room at its gate: it waits here for its turn, or is told why it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from aiflow_router.limits.concurrency import End
+from aiflow_router.limits.gate import Gate, Refusal
+from aiflow_sdk import errors
+
+# The transport ends a call a little before or after our own clock says that it is due.
+_CLOCK_SLACK_S = 0.005
+
+# What a backend says when it has too much to do, in its own words.
+_TOO_MUCH = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
+
+
+async def take_turn(
+    gate: Gate,
+    name: str,
+    *,
+    priority: str,
+    deadline_s: float,
+    patience_s: float,
+    clock: Callable[[], float],
+) -> float:
+    """Returns once the call is inside, with the seconds it waited.
+
+    `deadline_s` is the call's, on the event loop's clock; nobody waits longer than `patience_s`,
+    for a stream may have no deadline.
+
+    Raises OverloadedError, DeadlineUnreachableError, DeadlineExceededError.
+    """
+    joined_s = clock()
+    ticket = gate.join(priority=priority, deadline_s=deadline_s, now_s=joined_s)
+    if isinstance(ticket, Refusal):
+        raise _refused(ticket, name)
+    if ticket.entered:
+        return 0.0
+    woken = asyncio.get_running_loop().create_future()
+    ticket.wake = lambda: None if woken.done() else woken.set_result(None)
+    try:
+        async with asyncio.timeout_at(min(deadline_s, joined_s + patience_s)):
+            await woken
+    except TimeoutError:
+        now_s = clock()
+        late = now_s >= deadline_s - _CLOCK_SLACK_S
+        gate.give_up(ticket, "DEADLINE_EXCEEDED" if late else "OVERLOADED", now_s)
+        if late or ticket.refusal is None:
+            raise _too_late(name) from None
+    except BaseException:
+        now_s = clock()
+        late = now_s >= deadline_s - _CLOCK_SLACK_S
+        gate.give_up(ticket, "DEADLINE_EXCEEDED" if late else "CANCELLED", now_s)
+        raise
+    if ticket.refusal is not None:
+        raise _refused(ticket.refusal, name)
+    return clock() - joined_s
+
+
+def how_it_ended(error: BaseException, *, deadline_s: float, now_s: float) -> End:
+    """What a call that failed at the backend says about the backend's load."""
+    if now_s >= deadline_s - _CLOCK_SLACK_S or isinstance(error, errors.DeadlineExceededError):
+        return End.TIMED_OUT
+    if isinstance(error, grpc.aio.AioRpcError):
+        if error.code() in _TOO_MUCH:
+            return End.REFUSED
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return End.TIMED_OUT
+    return End.OTHER
+
+
+def _refused(refusal: Refusal, name: str) -> errors.AiflowError:
+    metadata = {"name": name, "waiting": str(refusal.waiting)}
+    if refusal.reason == "DEADLINE_EXCEEDED":
+        return _too_late(name)
+    if refusal.reason == "DEADLINE_UNREACHABLE":
+        return errors.DeadlineUnreachableError(
+            f'"{name}" is busy: this call would have waited about {refusal.wait_s:.2g} s and could '
+            "not have been answered before its deadline: allow a longer deadline, or call less",
+            retry_after_s=-1.0,
+            metadata=metadata,
+        )
+    return errors.OverloadedError(
+        f'"{name}" has as many calls as it can take and {refusal.waiting} waiting: try again in '
+        f"{refusal.retry_after_s:.2g} s, or add endpoints",
+        retry_after_s=refusal.retry_after_s,
+        metadata=metadata,
+    )
+
+
+def _too_late(name: str) -> errors.DeadlineExceededError:
+    return errors.DeadlineExceededError(
+        f'"{name}" is busy: the deadline passed before it was this call\'s turn: allow a longer '
+        "one, or raise the `timeout` of its route in the router's aiflow.yaml",
+        metadata={"name": name},
+    )
