@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-router bench-overload protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-overload protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ format: $(READY) ## rewrite the code in the project's style
 bench: fetch ## measure; prints ratios, writes .cache/bench/*.json
 	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/walk.py
+
+bench-balance: fetch ## measure what batch_aware saves on three Tritons
+	$(BIN)/python benchmarks/batch_aware.py
 
 bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs them where it can)
 	$(BIN)/python benchmarks/router.py

@@ -88,7 +88,7 @@ Percent = Annotated[
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 # The strategies of balancing.pick.PICKS.
-Balance = Literal["least_request", "peak_ewma", "round_robin", "session"]
+Balance = Literal["batch_aware", "least_request", "peak_ewma", "round_robin", "session"]
 
 
 class _Section(BaseModel):
@@ -284,6 +284,8 @@ class Route(_Section):
     balance: Balance = "least_request"
     hedge: HedgePolicy | None = None
     overload: Overload = Overload()
+    # For `batch_aware`: within what time answers shall come however full the batches.
+    latency_aim: Timeout | None = None
 
     @model_validator(mode="after")
     def _effective(self) -> Route:
@@ -291,6 +293,30 @@ class Route(_Section):
             raise ValueError("retry.per_try_timeout is not shorter than the route's timeout")
         if self.hedge is not None and (self.hedge.after_s or 0.0) >= self.timeout:
             raise ValueError("hedge.after is not shorter than the route's timeout")
+        return self
+
+    @model_validator(mode="after")
+    def _aim(self) -> Route:
+        if self.balance != "batch_aware":
+            if self.latency_aim is not None:
+                raise ValueError(
+                    "`latency_aim` is for `balance: batch_aware` only: remove it, or balance so"
+                )
+            return self
+        if self.match.service is not None:
+            raise ValueError(
+                "`balance: batch_aware` is for models: the router knows no batches of a service"
+            )
+        if self.latency_aim is None:
+            raise ValueError(
+                "`balance: batch_aware` needs `latency_aim`, the time within which answers shall "
+                "come, such as `latency_aim: 200ms`"
+            )
+        if self.latency_aim >= self.timeout:
+            raise ValueError(
+                f"`latency_aim` must be shorter than `timeout`, which is {self.timeout:g}s: a call "
+                "that takes longer than that has failed"
+            )
         return self
 
 

@@ -18,6 +18,7 @@ from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.config import Config
+from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
@@ -58,6 +59,7 @@ class Router:
     health: health.Health
     catalog: Catalog
     kinds: Kinds
+    batches: Batches
 
     async def drain(self) -> None:
         """Leaves without failing a call.
@@ -102,6 +104,15 @@ async def serving(
     loads = Loads(clock=loop.time)
     links = Links(max_message_bytes=limit_bytes)
     kinds = Kinds(links=links)
+    batches = Batches(
+        links=links,
+        loads=loads,
+        models=frozenset(
+            route.match.model
+            for route in config.routes
+            if route.balance == "batch_aware" and route.match.model is not None
+        ),
+    )
     table = _table(config, loads=loads, clock=loop.time)
     front = Front(
         keys=Keys(
@@ -117,15 +128,18 @@ async def serving(
     census = Census(catalog=catalog, loads=loads)
     metrics.watch(census, undescribed=kinds.pending)
     metrics.watch_gates(table.gates)
+    metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
-    for follower in (loads.follow, table.follow, healths.follow, kinds.follow, links.follow):
-        catalog.follow(follower)
+    followers = (loads, table, healths, kinds, batches, links)
+    for follower in followers:
+        catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
         stack.callback(access.flush)
         stack.push_async_callback(links.close)
         stack.push_async_callback(kinds.close)
+        stack.push_async_callback(batches.close)
         stack.callback(catalog.close)
         server = _server(limit_bytes)
         door = Door(
@@ -160,6 +174,7 @@ async def serving(
             health=healths,
             catalog=catalog,
             kinds=kinds,
+            batches=batches,
         )
 
 
@@ -174,6 +189,7 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
                 hedged=route.hedge is not None,
                 hedge_after_s=None if route.hedge is None else route.hedge.after_s,
                 overload=route.overload.record(),
+                latency_aim_s=route.latency_aim,
             ),
         )
         for route in config.routes

@@ -39,16 +39,24 @@ class AnswerTime:
         return self.average_s * math.exp(min(0.0, self.at_s - now_s) / DECAY_S)
 
 
+def counted_s(*, outcome: str, took_s: float, usual_s: float | None) -> float | None:
+    """What an attempt that ended so counts as; None where it says nothing."""
+    if outcome in _FAULTS:
+        return max(took_s, min(max(FAILED_S, 2 * (usual_s or 0.0)), MAX_FAILED_S))
+    if outcome != "OK" and (usual_s is None or took_s <= usual_s):
+        return None
+    return took_s
+
+
 def observed(
     known: AnswerTime | None, *, outcome: str, took_s: float, now_s: float
 ) -> AnswerTime | None:
     """What is known after an attempt that ended so; None while nothing is."""
-    average_s = known.average_s if known is not None else 0.0
-    if outcome in _FAULTS:
-        took_s = max(took_s, min(max(FAILED_S, 2 * average_s), MAX_FAILED_S))
-    elif outcome != "OK" and (known is None or took_s <= average_s):
+    usual_s = None if known is None else known.average_s
+    counted = counted_s(outcome=outcome, took_s=took_s, usual_s=usual_s)
+    if counted is None:
         return known
-    if known is None or took_s >= average_s:
-        return AnswerTime(average_s=took_s, at_s=now_s)
+    if known is None or counted >= known.average_s:
+        return AnswerTime(average_s=counted, at_s=now_s)
     kept = math.exp(min(0.0, known.at_s - now_s) / DECAY_S)
-    return AnswerTime(average_s=average_s * kept + took_s * (1 - kept), at_s=now_s)
+    return AnswerTime(average_s=known.average_s * kept + counted * (1 - kept), at_s=now_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiflow_router.catalog.endpoint import Endpoint, Key
 from aiflow_router.catalog.snapshot import Snapshot
@@ -20,12 +20,14 @@ class Load:
         inflight: calls in flight now.
         refusals: connections refused in a row.
         cool_until_s: not picked before this time while another endpoint can be.
+        rooms: calls in flight that keep its batches full, by model; for `batch_aware`, where known.
     """
 
     endpoint: Endpoint
     inflight: int = 0
     refusals: int = 0
     cool_until_s: float = 0.0
+    rooms: dict[str, int] = field(default_factory=dict)
 
     def refused(self, *, now_s: float) -> None:
         """Takes it out for 1 s, 2 s, 4 s ... 10 s; the next pick after that is the probe.

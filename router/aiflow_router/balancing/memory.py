@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiflow_router.balancing.answer_time import AnswerTime, observed
+from aiflow_router.balancing.filling import Filling
 from aiflow_router.balancing.load import Load
 
 
@@ -16,15 +17,17 @@ class Memory:
 
     Attributes:
         turns: what each endpoint is owed, in weights; for `round_robin`.
-        timed: whether answers are to be timed; for `peak_ewma`, as are the next two.
+        timed: whether answers are to be timed; the next two are for `peak_ewma`.
         times: how long each takes to answer, where it was measured.
         chances: when each that was never measured was last picked.
+        filling: which endpoint's batch is being filled; for `batch_aware`.
     """
 
     turns: dict[Load, float] = field(default_factory=dict)
     timed: bool = False
     times: dict[Load, AnswerTime] = field(default_factory=dict)
     chances: dict[Load, float] = field(default_factory=dict)
+    filling: Filling | None = None
 
     def follow(self, loads: Sequence[Load]) -> None:
         """Forgets who has left. Who joins is owed what the others are on average.
@@ -37,8 +40,13 @@ class Memory:
         self.turns = {load: self.turns.get(load, average) for load in loads}
         self.times = {load: self.times[load] for load in loads if load in self.times}
         self.chances = {load: self.chances[load] for load in loads if load in self.chances}
+        if self.filling is not None:
+            self.filling.follow(loads)
 
     def answered(self, load: Load, *, outcome: str, took_s: float, now_s: float) -> None:
+        if self.filling is not None:
+            self.filling.answered(load, outcome=outcome, took_s=took_s, now_s=now_s)
+            return
         known = observed(self.times.get(load), outcome=outcome, took_s=took_s, now_s=now_s)
         if known is not None:
             self.times[load] = known

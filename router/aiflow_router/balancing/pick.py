@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from aiflow_router.balancing.batch_aware import batch_aware
 from aiflow_router.balancing.least_request import least_request
 from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Asked
@@ -16,13 +17,14 @@ from aiflow_router.balancing.session import session
 Pick = Callable[[Sequence[Load], random.Random, float, Asked], Load]
 
 PICKS: Mapping[str, Pick] = {
+    "batch_aware": batch_aware,
     "least_request": least_request,
     "peak_ewma": peak_ewma,
     "round_robin": round_robin,
     "session": session,
 }
 # The strategies that want answers timed.
-TIMED = frozenset({"peak_ewma"})
+TIMED = frozenset({"batch_aware", "peak_ewma"})
 
 
 def candidates(

@@ -13,7 +13,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from aiflow_router.catalog.endpoint import Endpoint, Key
 from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.forwarding.inquiry import Inquiry
 from aiflow_router.forwarding.link import Link, Links
 
 _log = structlog.get_logger(__name__)
@@ -36,11 +37,8 @@ REFLECTION = tuple(
 
 ANSWER_WITHIN_S = 2.0
 ENDPOINT_WITHIN_S = 30.0
-ENDPOINTS_AT_ONCE = 8
 # Parsing holds the event loop; real descriptors are some ten kilobytes.
 MAX_ANSWER_BYTES = 1024 * 1024
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 30.0
 
 _ASK_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -93,15 +91,6 @@ def agreed(descriptions: Iterable[Methods]) -> Mapping[str, Method]:
     return found
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Server:
-    """What is known of one endpoint: what it said, by service, and who is asking it."""
-
-    endpoint: Endpoint
-    asking: asyncio.Task[None]
-    said: Mapping[str, Methods] = field(default_factory=dict)
-
-
 class Kinds:
     """The kinds of the methods in the catalog. Lives in one event loop."""
 
@@ -114,10 +103,8 @@ class Kinds:
     ) -> None:
         self._links = links
         self._changed: Callable[[], None] = lambda: None
-        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
-        self._sleep = sleep
-        self._gate = asyncio.Semaphore(ENDPOINTS_AT_ONCE)
-        self._servers: dict[Key, _Server] = {}
+        self._inquiry = Inquiry(ask=self._ask, take=self._take, rng=rng, sleep=sleep)
+        self._said_by: dict[Key, Mapping[str, Methods]] = {}
         # Thousands of endpoints say the same, so what they say is counted.
         self._said: dict[str, Counter[Methods]] = {}
         self._methods: dict[str, Mapping[str, Method]] = {}
@@ -133,48 +120,20 @@ class Kinds:
 
     def pending(self) -> int:
         """Endpoints that have not answered yet."""
-        return sum(not server.asking.done() for server in self._servers.values())
+        return self._inquiry.pending()
 
     def follow(self, snapshot: Snapshot) -> None:
         """Asks each endpoint that is new or registered again, and forgets those that left."""
-        serving = {
-            key: entry.endpoint
-            for key, entry in snapshot.entries.items()
-            if entry.endpoint.services
-        }
-        for key in self._servers.keys() - serving.keys():
-            gone = self._servers.pop(key)
-            gone.asking.cancel()
-            self._take(gone, {})
-        for key, endpoint in serving.items():
-            server = self._servers.get(key)
-            if server is not None and server.endpoint is endpoint:
-                continue
-            asking = asyncio.create_task(self._learn(key, endpoint))
-            asking.add_done_callback(_report)
-            if server is None:
-                self._servers[key] = _Server(endpoint=endpoint, asking=asking)
-            else:  # What it said before holds until it has answered.
-                server.asking.cancel()
-                server.endpoint, server.asking = endpoint, asking
+        self._inquiry.follow(
+            {
+                key: entry.endpoint
+                for key, entry in snapshot.entries.items()
+                if entry.endpoint.services
+            }
+        )
 
     async def close(self) -> None:
-        tasks = [server.asking for server in self._servers.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    async def _learn(self, key: Key, endpoint: Endpoint) -> None:
-        pause_s = FIRST_PAUSE_S
-        while True:
-            async with self._gate:
-                said = await self._ask(endpoint)
-            if said is not None:
-                self._take(self._servers[key], said)
-                return
-            await self._sleep(pause_s * self._rng.uniform(0.5, 1.0))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        await self._inquiry.close()
 
     async def _ask(self, endpoint: Endpoint) -> Mapping[str, Methods] | None:
         """What the endpoint says, nothing where it has no reflection; None: to be asked again."""
@@ -207,9 +166,11 @@ class Kinds:
         )
         return {}
 
-    def _take(self, server: _Server, said: Mapping[str, Methods]) -> None:
-        """Replaces what the server said, and tells when that changes a method's kind."""
-        before, server.said = server.said, said
+    def _take(self, endpoint: Endpoint, answer: Mapping[str, Methods] | None) -> None:
+        """Replaces what the endpoint said, and tells when that changes a method's kind."""
+        before, said = self._said_by.pop(endpoint.key, {}), answer or {}
+        if said:
+            self._said_by[endpoint.key] = said
         changed = False
         for service in before.keys() | said.keys():
             counts = self._said.setdefault(service, Counter())
@@ -248,8 +209,3 @@ async def _descriptions(
     finally:
         rpc.cancel()
     return found
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("asking an endpoint for its methods failed", exc_info=error)

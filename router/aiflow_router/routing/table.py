@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from aiflow_router.balancing.filling import Filling
 from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import PICKS, TIMED
@@ -37,6 +38,7 @@ class Policy:
     Attributes:
         balance: a name in PICKS.
         hedge_after_s: where it is hedged: None means after the 95th percentile.
+        latency_aim_s: for `batch_aware`; None with any other.
     """
 
     timeout_s: float = 15.0
@@ -45,6 +47,7 @@ class Policy:
     hedged: bool = False
     hedge_after_s: float | None = None
     overload: Overload = DEFAULT
+    latency_aim_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,11 @@ class Table:
     def gates(self) -> Iterable[tuple[str, Gates]]:
         """With the name of each; a model and a service may have the same."""
         return itertools.chain(self._models.gates.items(), self._services.gates.items())
+
+    def fillings(self) -> tuple[Filling, ...]:
+        """Of the models in the catalog that are balanced by their batches."""
+        memories = (plan.memory for plan in self._models.plans.values())
+        return tuple(memory.filling for memory in memories if memory.filling is not None)
 
     def services(self) -> frozenset[str]:
         """The services in the catalog."""
@@ -218,7 +226,7 @@ class _Names:
         if previous is not None:
             previous.memory.follow(loads)
             return replace(previous, loads=loads)
-        memory = Memory(timed=policy.balance in TIMED)
+        memory = _memory(name, policy)
         memory.follow(loads)
         if name not in self.gates:
             self.gates[name] = gates(policy.overload, _rng)
@@ -234,6 +242,13 @@ class _Names:
             hedge=Hedge(after_s=policy.hedge_after_s) if policy.hedged else None,
             gates=self.gates[name],
         )
+
+
+def _memory(name: str, policy: Policy) -> Memory:
+    memory = Memory(timed=policy.balance in TIMED)
+    if policy.latency_aim_s is not None:
+        memory.filling = Filling(model=name, aim_s=policy.latency_aim_s)
+    return memory
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:

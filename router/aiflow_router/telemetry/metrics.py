@@ -76,6 +76,19 @@ class Gates(Protocol):
     def each(self) -> Iterable[Gate]: ...
 
 
+class Filled(Protocol):
+    """What the scrape reads of a model whose batches are filled."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def filled(self) -> int: ...
+
+    @property
+    def spread(self) -> int: ...
+
+
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -150,6 +163,15 @@ class Metrics:
         """`gates` gives those of each model and service, by name."""
         self.registry.register(_GatesAtScrape(gates))
 
+    def watch_batches(
+        self,
+        *,
+        unknown: Callable[[], Mapping[str, int]],
+        fillings: Callable[[], Iterable[Filled]],
+    ) -> None:
+        """Of routes with `balance: batch_aware`; `unknown` counts endpoints by model."""
+        self.registry.register(_BatchesAtScrape(unknown, fillings))
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -218,6 +240,34 @@ class _GatesAtScrape:
                 family.add_metric(found, count)
             families.append(family)
         return families
+
+
+class _BatchesAtScrape:
+    def __init__(
+        self,
+        unknown: Callable[[], Mapping[str, int]],
+        fillings: Callable[[], Iterable[Filled]],
+    ) -> None:
+        self._unknown = unknown
+        self._fillings = fillings
+
+    def collect(self) -> Iterable[Metric]:
+        picks = CounterMetricFamily(
+            "aiflow_batch_aware_picks",
+            "Attempts that went to an endpoint to fill its batch, or to the least busy one.",
+            labels=("model", "how"),
+        )
+        unknown = GaugeMetricFamily(
+            "aiflow_endpoints_batch_unknown",
+            "Endpoints of a batch_aware route that have not told the size of the model's batches.",
+            labels=("model",),
+        )
+        counts = self._unknown()
+        for filling in self._fillings():
+            picks.add_metric((filling.model, "filled"), filling.filled)
+            picks.add_metric((filling.model, "spread"), filling.spread)
+            unknown.add_metric((filling.model,), counts.get(filling.model, 0))
+        return (picks, unknown)
 
 
 def _cached(make: Callable[..., T]) -> Callable[..., T]:

@@ -103,6 +103,26 @@ def test_an_empty_file_means_the_defaults() -> None:
             "learns from what it lets in",
             id="an adaptive limit in shadow",
         ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  balance: batch_aware",
+            "f:2:3: routes.0: `balance: batch_aware` needs `latency_aim`",
+            id="batches filled without a limit",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, latency_aim: 1s}]",
+            "is for `balance: batch_aware` only",
+            id="an aim that another balance does not obey",
+        ),
+        pytest.param(
+            "routes: [{match: {service: a.B}, balance: batch_aware, latency_aim: 1s}]",
+            "knows no batches of a service",
+            id="batches of a service",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, timeout: 1s, balance: batch_aware, latency_aim: 1s}]",
+            "must be shorter than `timeout`, which is 1s",
+            id="an aim that is met only by failures",
+        ),
         pytest.param("discovery: {}", "name a source", id="no discovery"),
         pytest.param(
             "discovery: {static: [{backend: b, address: nowhere, protocol: oip, models: [m]}]}",
