@@ -223,6 +223,7 @@ def _server(listen: Listen) -> grpc.aio.Server:
             ("grpc.max_receive_message_length", 2 * listen.max_message_mb * 1024 * 1024),
             ("grpc.max_send_message_length", -1),
             *METADATA_LIMIT,
+            *(() if listen.compression else (("grpc.compression_enabled_algorithms_bitset", 1),)),
             # Else a second router on the same port would silently take half of the calls.
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", listen.max_concurrent_streams),

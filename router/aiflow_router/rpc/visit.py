@@ -132,9 +132,10 @@ class Front:
             visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
             self.active += 1
             try:
+                # First, so that what a stranger sends is not even unpacked.
+                self._enter(visit, context, right)
                 request = await self.uploads.receive(context)
                 visit.started_s = self._clock()
-                self._enter(visit, context, right)
                 self.check_size(request)
                 response = await work(visit, request, context)
             except BaseException as error:
