@@ -39,7 +39,7 @@ KEEPALIVE_MS = 20_000
 # gRPC's keepalive timeout has no effect while this one is at its minute.
 PING_TIMEOUT_MS = 5_000
 HANDSHAKE_MS = 10_000
-IDLE_MS = 3_600_000
+IDLE_MS = 300_000
 
 
 class AddressInUseError(Exception):

@@ -18,6 +18,7 @@ import grpc.aio
 import structlog
 
 from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
@@ -45,8 +46,6 @@ from aiflow_sdk import errors, status
 _log = structlog.get_logger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
-# gRPC takes deadlines of a thousand years and more from callers, but cannot send them on.
-FAR_S = 10 * 365 * 86400.0
 _NO_HEAD = Head(key="", request_id="", trace_id="", onward=())
 
 
@@ -261,7 +260,7 @@ class Front:
         """The visit's call by its plan, due in `timeout_s` or when the caller says, if earlier."""
         left_s = context.time_remaining()
         if left_s is not None and left_s < timeout_s:
-            timeout_s = min(left_s, FAR_S)
+            timeout_s = passed_on_s(left_s)
         visit.label = visit.asked = plan.name
         visit.call = Call(
             method=visit.method,
