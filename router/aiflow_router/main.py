@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import grpc.aio
 import structlog
 from aiohttp import web
-from grpc_health.v1 import health_pb2_grpc
 
 from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.load import Loads
@@ -158,7 +157,7 @@ async def serving(
             elsewhere=frozenset({health.SERVICE}),
         )
         server.add_generic_rpc_handlers((door,))
-        health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+        server.add_generic_rpc_handlers((health.handler(healths),))
         grpc_address = _listen_grpc(server, config.listen.grpc)
 
         async def stop() -> None:

@@ -15,6 +15,7 @@ from integration.router.wire import INFER, Wire, framed, head, wire
 M = infer("m")
 GOOD = framed(M)
 ECHO = "/a.Echo/Echo"
+HEALTH = "/grpc.health.v1.Health/Check"
 NO_REQUEST = "without a whole request message"
 FAULTS = ("the router failed", "Traceback", "traceback")
 
@@ -95,6 +96,8 @@ PATHS = [
     row("a path of 10 KB", "grpc 12", head("/" + "a" * 10_000 + "/x")),
     row("a path that is not UTF-8", "grpc 2", head(b"/\xff/x"), says="UnicodeDecodeError"),
     row("a method of control characters", "grpc 12", head(b"/a.Echo/\x00\r\n")),
+    row("a health check that cannot be decoded", "grpc 3", head(HEALTH), framed(b"\x0a\xff")),
+    row("a health check without a request", "grpc 3", head(HEALTH), b""),
     row("a method that grpc.health.v1 lacks", "grpc 12", head("/grpc.health.v1.Health/X")),
 ]
 
