@@ -19,6 +19,7 @@ from aiflow_router.forwarding import failure as failures
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair, back
 from aiflow_router.forwarding.sender import Sender
+from aiflow_sdk import errors
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
@@ -75,6 +76,16 @@ async def forward_stream(
             raise failures.stream_broken(call) from failure
         raise failures.explained(
             failure, call, lost=lost, now_s=sender.clock(), limit_bytes=sender.limit_bytes
+        ) from failure
+    except KeyError as failure:
+        # grpc.aio has no name for the backend's status code, which may be any number.
+        outcome = "UNKNOWN"
+        raise errors.BackendError(
+            f"{call.served_by()} ended the call with a status code that gRPC does not have "
+            f"({failure}): see what answers there",
+            code="UNKNOWN",
+            reason="BACKEND_STATUS",
+            metadata={"endpoint": call.served_by()},
         ) from failure
     except asyncio.CancelledError:
         # The pump cancels the backend's call when it refuses a message; that is no cancellation
