@@ -19,7 +19,6 @@ from aiflow_router.forwarding import failure as failures
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair, back
 from aiflow_router.forwarding.sender import Sender
-from aiflow_sdk import errors
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
@@ -27,7 +26,7 @@ HALF_CLOSE_AFTER_S = 0.001
 Check = Callable[[bytes], None]
 
 
-async def forward_stream(
+async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of it
     sender: Sender,
     call: Call,
     context: Context,
@@ -78,15 +77,8 @@ async def forward_stream(
             failure, call, lost=lost, now_s=sender.clock(), limit_bytes=sender.limit_bytes
         ) from failure
     except KeyError as failure:
-        # grpc.aio has no name for the backend's status code, which may be any number.
         outcome = "UNKNOWN"
-        raise errors.BackendError(
-            f"{call.served_by()} ended the call with a status code that gRPC does not have "
-            f"({failure}): see what answers there",
-            code="UNKNOWN",
-            reason="BACKEND_STATUS",
-            metadata={"endpoint": call.served_by()},
-        ) from failure
+        raise failures.unheard_of_status(call, failure) from failure
     except asyncio.CancelledError:
         # The pump cancels the backend's call when it refuses a message; that is no cancellation
         # of this task.

@@ -6,8 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 from integration.router.kit import Seen, backend
 from integration.router.router_process import router_process
 from integration.router.wire import framed, head, wire

@@ -43,7 +43,11 @@ UNARY = [
     row("a flag that nobody knows", "grpc 3", head(), framed(M, flag=2)),
     row("a compressed flag without an encoding", "grpc 0", head(), framed(M, flag=1)),
     row(
-        "gzip that is no gzip", "grpc 13", head(grpc_encoding="gzip"), framed(M, flag=1), "decompres"
+        "gzip that is no gzip",
+        "grpc 13",
+        head(grpc_encoding="gzip"),
+        framed(M, flag=1),
+        "decompres",
     ),
     row(
         "gzip that is cut short",

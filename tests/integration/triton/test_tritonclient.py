@@ -213,9 +213,7 @@ def compression(triton: Any) -> None:
 
 def client_timeout(triton: Any) -> None:
     with pytest.raises(InferenceServerException) as caught:
-        triton.infer(
-            "mirror", inputs(sync_client), parameters={"seconds": "2"}, client_timeout=0.2
-        )
+        triton.infer("mirror", inputs(sync_client), parameters={"seconds": "2"}, client_timeout=0.2)
     assert "DEADLINE_EXCEEDED" in str(caught.value.status())
     simple(triton)
 
@@ -244,12 +242,12 @@ def what_is_not_routed(triton: Any) -> None:
     """Refused by name, with where to go."""
     calls: list[Callable[[], Any]] = [
         lambda: triton.register_system_shared_memory("region", "/region", 64),
-        lambda: triton.get_system_shared_memory_status(),
+        triton.get_system_shared_memory_status,
         lambda: triton.unregister_cuda_shared_memory("region"),
         lambda: triton.load_model("sum"),
         lambda: triton.unload_model("sum"),
         lambda: triton.get_trace_settings("sum"),
-        lambda: triton.get_log_settings(),
+        triton.get_log_settings,
     ]
     for call in calls:
         with pytest.raises(InferenceServerException, match="that Triton directly") as caught:

@@ -12,8 +12,8 @@ from aiflow_router.forwarding.deadline import FAR_S, passed_on_s
 def on_the_wire_s(left_s: float) -> float:
     """As gRPC's core rounds it: milliseconds, then up to three digits."""
     left_ms = math.ceil(left_s * 1000 + 1e-6)
-    step_ms = max(1, 10 ** (len(str(left_ms)) - 3))
-    return math.ceil(left_ms / step_ms) * step_ms / 1000
+    step_ms: int = max(1, 10 ** (len(str(left_ms)) - 3))
+    return float(math.ceil(left_ms / step_ms) * step_ms / 1000)
 
 
 @given(st.floats(min_value=1.0, max_value=1e6))
