@@ -236,8 +236,9 @@ def _server(listen: Listen) -> grpc.aio.Server:
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
             ("grpc.http2.max_pings_without_data", 0),  # Silent streams too, as often.
-            # Callers with keepalive are welcome to ping every 10 s, calls open or not.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Callers may ping as they like. Where gRPC counts pings and says "too many", a flood of
+            # them costs 1 KB of memory each; without that they are bounded by unread answers.
+            ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
