@@ -99,6 +99,13 @@ class Listen(_Section):
     grpc: ListenAddress = "127.0.0.1:7600"
     http: ListenAddress = "127.0.0.1:7601"
     max_message_mb: Annotated[int, Field(ge=1, le=512)] = 64
+    # Calls that one connection may have open at once; the caller's gRPC holds further ones back.
+    max_concurrent_streams: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    # Above it a new connection is closed at once.
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    # Whether compressed requests are taken; without it they are UNIMPLEMENTED, and a small request
+    # cannot grow to a thousand times its size in the router's memory.
+    compression: bool = True
     # After shutdown is announced and before new calls are refused: time for callers to notice.
     drain_grace: Duration = 1.0
     # How long calls in flight may take to end after that.

@@ -11,23 +11,24 @@ from dataclasses import dataclass
 import grpc.aio
 import structlog
 from aiohttp import web
-from grpc_health.v1 import health_pb2_grpc
 
 from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
-from aiflow_router.config import Config
+from aiflow_router.config import Config, Listen
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
-from aiflow_router.forwarding.link import Links
+from aiflow_router.forwarding.link import METADATA_LIMIT, Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
 from aiflow_router.routing.table import Policy, Table
 from aiflow_router.rpc import health, http, oip, reflection, registry
 from aiflow_router.rpc.door import Door
+from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.visit import Front
 from aiflow_router.telemetry.access import AccessLog, to_stderr
+from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
 from aiflow_router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -36,6 +37,8 @@ LAST_ANSWERS_S = 0.5
 KEEPALIVE_MS = 20_000
 # gRPC's keepalive timeout has no effect while this one is at its minute.
 PING_TIMEOUT_MS = 5_000
+HANDSHAKE_MS = 10_000
+IDLE_MS = 300_000
 
 
 class AddressInUseError(Exception):
@@ -93,6 +96,7 @@ async def serving(
     Raises AddressInUseError.
     """
     config = config or Config()
+    leave_out_callers_bytes()
     loop = asyncio.get_running_loop()
     limit_bytes = config.listen.max_message_mb * 1024 * 1024
     metrics = Metrics()
@@ -141,7 +145,7 @@ async def serving(
         stack.push_async_callback(kinds.close)
         stack.push_async_callback(batches.close)
         stack.callback(catalog.close)
-        server = _server(limit_bytes)
+        server = _server(config.listen)
         door = Door(
             front,
             {
@@ -153,7 +157,7 @@ async def serving(
             elsewhere=frozenset({health.SERVICE}),
         )
         server.add_generic_rpc_handlers((door,))
-        health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+        server.add_generic_rpc_handlers((health.handler(healths),))
         grpc_address = _listen_grpc(server, config.listen.grpc)
 
         async def stop() -> None:
@@ -166,6 +170,9 @@ async def serving(
         )
         http_address = await _listen_http(stack, app, config.listen.http)
         await server.start()
+        stack.push_async_callback(
+            _cancelled, asyncio.create_task(front.uploads.watch(every_s=UPLOADS_EVERY_S))
+        )
         yield Router(
             grpc_address=grpc_address,
             http_address=http_address,
@@ -176,6 +183,11 @@ async def serving(
             kinds=kinds,
             batches=batches,
         )
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
 
 
 def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table:
@@ -203,20 +215,30 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
     )
 
 
-def _server(limit_bytes: int) -> grpc.aio.Server:
+def _server(listen: Listen) -> grpc.aio.Server:
     return grpc.aio.server(
         options=[
             # Twice the real limit: the router itself refuses what is between with a clear error.
-            ("grpc.max_receive_message_length", 2 * limit_bytes),
+            ("grpc.max_receive_message_length", 2 * listen.max_message_mb * 1024 * 1024),
             ("grpc.max_send_message_length", -1),
+            *METADATA_LIMIT,
+            *(() if listen.compression else (("grpc.compression_enabled_algorithms_bitset", 1),)),
             # Else a second router on the same port would silently take half of the calls.
             ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", listen.max_concurrent_streams),
+            ("grpc.max_allowed_incoming_connections", listen.max_connections),
+            # Who connects and says nothing, or says it a byte at a time, is let go.
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+            ("grpc.http2.settings_timeout", HANDSHAKE_MS),
+            # Callers connect again by themselves, so a connection without calls costs only memory.
+            ("grpc.max_connection_idle_ms", IDLE_MS),
             # Finds a caller that vanished without a word: a stream may have no deadline to end it.
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
             ("grpc.http2.max_pings_without_data", 0),  # Silent streams too, as often.
-            # Callers with keepalive are welcome to ping every 10 s, calls open or not.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Callers may ping as they like. Where gRPC counts pings and says "too many", a flood of
+            # them costs 1 KB of memory each; without that they are bounded by unread answers.
+            ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
     )

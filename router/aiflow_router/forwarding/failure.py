@@ -107,6 +107,17 @@ def no_endpoint(call: Call) -> errors.NoEndpointError:
     )
 
 
+def unheard_of_status(call: Call, failure: KeyError) -> errors.BackendError:
+    """For a status code that grpc.aio has no name for: a backend may send any number."""
+    return errors.BackendError(
+        f"{call.served_by()} ended the call with a status code that gRPC does not have "
+        f"({failure}): see what answers there",
+        code="UNKNOWN",
+        reason="BACKEND_STATUS",
+        metadata={"endpoint": call.served_by()},
+    )
+
+
 def stream_broken(call: Call) -> errors.StreamBrokenError:
     return errors.StreamBrokenError(
         f"{call.served_by()} was lost in the middle of the stream; what was sent so far is valid "

@@ -25,10 +25,19 @@ MAX_METHODS = 1024
 Stream: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"  # in the stubs only
 
 
+# The same for all, where gRPC by default refuses some at random from 8 KiB on.
+_METADATA_BYTES = 16 * 1024
+METADATA_LIMIT = (
+    ("grpc.max_metadata_size", _METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
+)
+
+
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),  # Checked at the door.
+        *METADATA_LIMIT,
         # What is safe to repeat is the router's decision, never the transport's.
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from aiflow_sdk import errors
+
 Pair = tuple[str, str | bytes]
 Pairs = tuple[Pair, ...]
 
@@ -56,13 +58,14 @@ class Head:
 
 
 def read_head(metadata: Iterable[Pair]) -> Head:  # noqa: C901 - one pass over every call
+    """Raises BadInputError for a value that gRPC would not send on."""
     key = request_id = trace_id = ""
     onward: list[Pair] = []
     for pair in metadata:
         name, value = pair
         if name in _ONE_HOP:
             continue
-        first = name[0]
+        first = name[:1]  # What is no name at all is refused below the router, but seen here.
         if first == "x":
             if name == "x-api-key":
                 key = str(value)
@@ -83,14 +86,32 @@ def read_head(metadata: Iterable[Pair]) -> Head:  # noqa: C901 - one pass over e
         elif first == "t" and name == "traceparent":
             match = _TRACEPARENT.fullmatch(str(value))
             trace_id = match[1] if match else ""
+        if not _travels(value):
+            raise _not_text(name)
         onward.append((name, value))
     request_id = request_id or f"{random.getrandbits(64):016x}"
     onward.append((REQUEST_ID, request_id))
     return Head(key=key, request_id=request_id, trace_id=trace_id, onward=tuple(onward))
 
 
+def _travels(value: str | bytes) -> bool:
+    """Whether gRPC sends this value; it takes others from the wire, and a call with one hangs."""
+    return type(value) is bytes or (value.isascii() and value.isprintable())  # type: ignore[union-attr]
+
+
+def _not_text(name: str) -> errors.BadInputError:
+    return errors.BadInputError(
+        f'the value of metadata "{name}" is not printable ASCII, which is all that gRPC carries '
+        "under such a name: let the name end in -bin and send bytes, or encode the text",
+        violations={name: "must be printable ASCII"},
+    )
+
+
 def back(metadata: Iterable[Pair]) -> list[Pair]:
-    """What of a backend's initial or trailing metadata goes back to the caller."""
+    """What of a backend's initial or trailing metadata goes back to the caller.
+
+    A value that gRPC cannot send is left out: the answer is worth more than a note beside it.
+    """
     return [
         (name, value)
         for name, value in metadata
@@ -98,4 +119,5 @@ def back(metadata: Iterable[Pair]) -> list[Pair]:
         and name != REQUEST_ID
         and not name.startswith("x-aiflow-")
         and (not name.startswith("grpc-") or name in _END_TO_END_BACK)
+        and _travels(value)
     ]

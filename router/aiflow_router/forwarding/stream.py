@@ -26,7 +26,7 @@ HALF_CLOSE_AFTER_S = 0.001
 Check = Callable[[bytes], None]
 
 
-async def forward_stream(
+async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of it
     sender: Sender,
     call: Call,
     context: Context,
@@ -76,6 +76,9 @@ async def forward_stream(
         raise failures.explained(
             failure, call, lost=lost, now_s=sender.clock(), limit_bytes=sender.limit_bytes
         ) from failure
+    except KeyError as failure:
+        outcome = "UNKNOWN"
+        raise failures.unheard_of_status(call, failure) from failure
     except asyncio.CancelledError:
         # The pump cancels the backend's call when it refuses a message; that is no cancellation
         # of this task.

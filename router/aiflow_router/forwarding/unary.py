@@ -17,6 +17,7 @@ import grpc.aio
 
 from aiflow_router.forwarding.metadata import Pairs
 
+NO_MESSAGE = "the backend said OK and sent no whole message"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -52,11 +53,13 @@ async def ask(
     # Both are there: these coroutines return without waiting.
     initial, status = await call.initial_metadata(), await call.status()
     if message is None:
+        code = _CODES.get(status.code(), grpc.StatusCode.UNKNOWN)
+        well = code is grpc.StatusCode.OK  # Without a message, or with one that was cut short.
         raise grpc.aio.AioRpcError(
-            _CODES[status.code()],
+            grpc.StatusCode.INTERNAL if well else code,
             grpc.aio.Metadata.from_tuple(initial),
             grpc.aio.Metadata.from_tuple(status.trailing_metadata() or ()),
-            details=status.details(),
+            details=NO_MESSAGE if well else status.details(),
             debug_error_string=status.debug_error_string(),
         )
     return Answer(message, initial, status.trailing_metadata())

@@ -6,16 +6,19 @@ Nothing is stored by name: a status is read when it is asked for, and watchers a
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.catalog.snapshot import Snapshot
 from aiflow_router.routing.table import Table
 from aiflow_sdk import errors, status
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 
 SERVICE = "grpc.health.v1.Health"
 
@@ -82,3 +85,39 @@ class Health(health_pb2_grpc.HealthServicer):
         """Each change has an event of its own, so a watcher that is busy writing misses none."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def handler(health: Health) -> grpc.GenericRpcHandler:
+    """Its methods for a server.
+
+    Requests are decoded here: what gRPC cannot decode it answers with a traceback in the log, and a
+    call without a request never.
+    """
+
+    async def check(_: object, context: Context) -> Any:
+        return await health.Check(await _request(context), context)
+
+    async def watch(_: object, context: Context) -> None:
+        await health.Watch(await _request(context), context)
+
+    encoded: Any = {"response_serializer": health_pb2.HealthCheckResponse.SerializeToString}
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Check": grpc.stream_unary_rpc_method_handler(check, **encoded),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch, **encoded),
+        },
+    )
+
+
+async def _request(context: Context) -> health_pb2.HealthCheckRequest:
+    message = await context.read()
+    try:
+        if isinstance(message, bytes):
+            return health_pb2.HealthCheckRequest.FromString(message)
+        why = "there is none"
+    except DecodeError as failure:
+        why = str(failure)
+    error = errors.BadInputError(f"the request is not a valid HealthCheckRequest: {why}")
+    await context.abort(status.status_code(error), error.message, tuple(status.to_trailers(error)))
+    raise error  # Never reached: abort raises.

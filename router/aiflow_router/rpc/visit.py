@@ -18,6 +18,7 @@ import grpc.aio
 import structlog
 
 from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
@@ -36,6 +37,8 @@ from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
 from aiflow_router.rpc.turn import how_it_ended, take_turn
+from aiflow_router.rpc.uploads import WITHIN_S as UPLOAD_WITHIN_S
+from aiflow_router.rpc.uploads import Uploads
 from aiflow_router.telemetry.access import AccessLog
 from aiflow_router.telemetry.metrics import UNKNOWN, Metrics
 from aiflow_sdk import errors, status
@@ -89,6 +92,7 @@ class Front:
         leaving: shutdown has begun; calls are still taken.
         draining: new calls are refused.
         active: calls that have not ended.
+        uploads: requests of unary calls that are still coming in.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Front:
         self.leaving = False
         self.draining = False
         self.active = 0
+        self.uploads = Uploads(clock=sender.clock, within_s=UPLOAD_WITHIN_S)
         self._keys = keys
         self._metrics = metrics
         self._access = access
@@ -122,11 +127,14 @@ class Front:
         label: str = UNKNOWN,
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        async def handle(request: bytes, context: Context) -> bytes:
+        async def handle(_: object, context: Context) -> bytes:
             visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
             self.active += 1
             try:
+                # First, so that what a stranger sends is not even unpacked.
                 self._enter(visit, context, right)
+                request = await self.uploads.receive(context)
+                visit.started_s = self._clock()
                 self.check_size(request)
                 response = await work(visit, request, context)
             except BaseException as error:
@@ -138,7 +146,8 @@ class Front:
             finally:
                 self._left()
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        # As a unary one it would never be called, nor answered, where the message does not come.
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     def stream(
         self,
@@ -251,7 +260,7 @@ class Front:
         """The visit's call by its plan, due in `timeout_s` or when the caller says, if earlier."""
         left_s = context.time_remaining()
         if left_s is not None and left_s < timeout_s:
-            timeout_s = left_s
+            timeout_s = passed_on_s(left_s)
         visit.label = visit.asked = plan.name
         visit.call = Call(
             method=visit.method,
