@@ -141,6 +141,7 @@ async def serving(
         stack.push_async_callback(kinds.close)
         stack.push_async_callback(batches.close)
         stack.callback(catalog.close)
+        await catalog.settled()
         server = _server(limit_bytes)
         door = Door(
             front,

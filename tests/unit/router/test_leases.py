@@ -84,8 +84,7 @@ def test_a_snapshot_routes_to_ready_endpoints_and_remembers_the_names_of_drainin
         ],
         version=7,
     )
-    assert [item.address for item in snapshot.models["m"]] == ["h:2"]
+    assert snapshot.models["m"] == (("b", "h:2"),)
     assert snapshot.models["only"] == ()
-    assert snapshot.services["a.B"] == (typed,)
-    assert [item.address for item in snapshot.oip] == ["h:2"]
-    assert [address for _, address in snapshot.entries] == ["h:1", "h:2", "h:3"]
+    assert snapshot.services["a.B"] == (typed.key,)
+    assert {address for _, address in snapshot.entries} == {"h:1", "h:2", "h:3"}
