@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from aiflow_router.catalog.endpoint import Endpoint, Key
@@ -53,6 +53,9 @@ class Loads:
 
     def __getitem__(self, endpoint: Endpoint) -> Load:
         return self._by_key[endpoint.key]
+
+    def __iter__(self) -> Iterator[Load]:
+        return iter(self._by_key.values())
 
     def at(self, key: Key) -> Load:
         return self._by_key[key]

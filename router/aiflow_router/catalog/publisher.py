@@ -165,7 +165,9 @@ class Publisher:
 
     def _join(self, key: Key, before: Entry | None, after: Entry | None) -> Iterator[int]:
         for table, old, new in self._kinds(before, after):
-            stayed = before is not None and before.ready()
+            # Who weighs less or more than before joins anew, which tells whoever reckoned with it.
+            same = before is not None and after is not None and _weighs(before) == _weighs(after)
+            stayed = before is not None and before.ready() and (same or after is None)
             if old == new and (stayed or not (after and after.ready())):
                 continue
             had = frozenset(old)
@@ -203,3 +205,7 @@ class Publisher:
         change = Change(put=put, gone=frozenset(gone), models=models, services=services)
         for follower in self._followers:
             follower(self.snapshot, change)
+
+
+def _weighs(entry: Entry) -> tuple[int, str]:
+    return (entry.endpoint.weight, entry.endpoint.zone)

@@ -237,7 +237,7 @@ class _Names:
                 retry_after_s=1.0,
                 metadata={self._kind: name},
             )
-        nearest = _nearest(name, (*self.catalogued, *self._policies))
+        nearest = _nearest(name, itertools.chain(self._policies, self.catalogued))
         hint = (
             f"did you mean {' or '.join(nearest)}?" if nearest else "`aiflow status` lists them all"
         )
