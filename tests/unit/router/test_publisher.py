@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog import publisher
 from aiflow_router.catalog.endpoint import Endpoint, Key, Protocol, State
-from aiflow_router.catalog.long_lived import GROWN_BY, LongLived
 from aiflow_router.catalog.publisher import Publisher
 from aiflow_router.catalog.snapshot import Change, Entry, Served, Snapshot, build
 from aiflow_router.forwarding.link import Links
@@ -253,22 +252,6 @@ async def test_a_follower_that_fails_is_told_of_and_holds_up_nobody() -> None:
     published.put(entry(("b", "h:2"), models=("m",)))
     await published.settled()
     assert len(published.snapshot.models["m"]) == 2
-
-
-def test_only_growth_is_set_aside_from_garbage_collection() -> None:
-    frozen: list[int] = []
-    kept = LongLived(freeze=lambda: frozen.append(1))
-
-    def of(count: int) -> Snapshot:
-        return Snapshot(
-            entries=dict.fromkeys((("b", str(n)) for n in range(count)), entry(("", "")))
-        )
-
-    for count in (0, 10, GROWN_BY, 10, GROWN_BY, 2 * GROWN_BY - 1):
-        kept.follow(of(count), Change())
-    assert len(frozen) == 2
-    kept.follow(of(2 * GROWN_BY), Change())
-    assert len(frozen) == 3
 
 
 async def test_who_weighs_more_joins_anew_and_who_only_registers_again_does_not() -> None:
