@@ -46,7 +46,7 @@ def endpoint(number: int, *, models: int, addresses: int, port: int) -> Endpoint
     place = number % addresses
     host = f"127.{1 + place // 62_500}.{place // 250 % 250}.{1 + place % 250}"
     return Endpoint(
-        backend=f"b{number}",
+        backend=f"b{number // addresses}",
         address=f"{host}:{port}",
         protocol=Protocol.OIP,
         models=(f"m{number % models}",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -104,10 +105,21 @@ def full(folder: Path, backend: str) -> Iterator[Way]:
 
 
 @contextlib.contextmanager
-def running(command: list[str], *, port: int = 0, log: int | None = None) -> Iterator[Way]:
+def running(
+    command: list[str],
+    *,
+    port: int = 0,
+    log: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Way]:
     """A process that prints its address, or listens on `port`; stopped at the end."""
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, **(environment or {})},
     )
     try:
         assert process.stdout is not None  # noqa: S101 - it is a pipe

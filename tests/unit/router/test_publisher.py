@@ -20,7 +20,7 @@ from aiflow_router.routing.table import Policy, Table
 
 NAMES = st.lists(st.sampled_from("abcdef"), unique=True, max_size=6).map(tuple)
 KEYS = st.sampled_from([(backend, f"h:{port}") for backend in "xy" for port in range(1, 4)])
-POLICY = Policy(timeout_s=1.0, attempts=2, balance="round_robin")
+POLICY = Policy(timeout_s=1.0, balance="round_robin")
 
 
 def entry(
