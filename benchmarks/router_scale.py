@@ -71,6 +71,7 @@ def one_round(ways: Mapping[str, Way]) -> dict[str, float]:
     return seen | {
         "quiet_stall_ms": quiet["held_ms"],
         "swap_stall_ms": churned["held_ms"],
+        "swap_longest_callback_ms": churned["callback_ms"],
         "swap_stall_wall_ms": churned["held_wall_ms"],
         "swap_changes_per_s": churned["changes"] / CHURN_S,
     }
