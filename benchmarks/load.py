@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,29 @@ class Result:
     def percentile_ms(self, share: float) -> float:
         ordered = sorted(self.latencies_ms)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def in_turn(
+    address: str, method: str, requests: Iterator[bytes], *, callers: int, count: int
+) -> Result:
+    """Sends the next `count` of these serialized unary `requests`, `callers` of them at a time."""
+    result = Result()
+    started = time.perf_counter()
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.unary_unary(method)
+
+        async def caller() -> None:
+            for request in itertools.islice(requests, count // callers):
+                try:
+                    await call(request, timeout=30)
+                except grpc.RpcError:
+                    result.failed += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(callers):
+                group.create_task(caller())
+    result.seconds = time.perf_counter() - started
+    return result
 
 
 async def closed_loop(

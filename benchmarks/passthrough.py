@@ -34,8 +34,30 @@ class _EveryMethod(grpc.GenericRpcHandler):
             async def forward(request: bytes, _: object) -> Any:
                 return await call(request)
 
-            self._handlers[method] = grpc.unary_unary_rpc_method_handler(forward)
+            self._handlers[method] = (
+                self._stream(method)
+                if method.endswith("/ModelStreamInfer")
+                else grpc.unary_unary_rpc_method_handler(forward)
+            )
         return self._handlers[method]
+
+    def _stream(self, method: str) -> Any:
+        call: Any = self._channel.stream_stream(method)
+
+        async def forward(_: object, context: Any) -> None:
+            onward = call()
+
+            async def pump() -> None:
+                while (message := await context.read()) is not grpc.aio.EOF:
+                    await onward.write(message)
+                await onward.done_writing()
+
+            pumping = asyncio.create_task(pump())
+            while (message := await onward.read()) is not grpc.aio.EOF:
+                await context.write(message)
+            await pumping
+
+        return grpc.stream_stream_rpc_method_handler(forward)
 
 
 async def main() -> None:

@@ -1,11 +1,12 @@
-"""A backend that answers unary calls with their own bytes, and reflection for `TYPED`.
+"""A backend that answers calls with their own bytes, and reflection for `TYPED`.
 
-python benchmarks/router_backend.py     # prints its address
+python benchmarks/router_backend.py [HOST]     # prints its address
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import grpc.aio
@@ -15,25 +16,47 @@ from passthrough import OPTIONS
 from aiflow.geometry.v1 import geometry_pb2
 
 TYPED = geometry_pb2.DESCRIPTOR.services_by_name["GeometryService"].full_name
+SLOW_S = 5.0
 
 
 class _Echo(grpc.GenericRpcHandler):
+    """Answers with what it gets; but a method named Slow late, and one named Fail with an error."""
+
     def __init__(self) -> None:
         async def echo(request: bytes, _: object) -> bytes:
             return request
 
-        self._handler: Any = grpc.unary_unary_rpc_method_handler(echo)
+        async def stream(_: object, context: Any) -> None:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                await context.write(message)
+
+        async def slow(request: bytes, _: object) -> bytes:
+            await asyncio.sleep(SLOW_S)
+            return request
+
+        async def fail(_: bytes, context: Any) -> None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "asked to fail")
+
+        unary: Any = grpc.unary_unary_rpc_method_handler
+        self._echo = unary(echo)
+        self._special = {
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(stream),
+            "Slow": unary(slow),
+            "Fail": unary(fail),
+        }
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         own = details.method.startswith("/grpc.")  # A version of reflection that is not there.
-        return None if own else self._handler
+        name = details.method.rpartition("/")[2]
+        return None if own else self._special.get(name, self._echo)
 
 
 async def main() -> None:
     server = grpc.aio.server(options=OPTIONS)
     reflection.enable_server_reflection((TYPED,), server)
     server.add_generic_rpc_handlers((_Echo(),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    host = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
+    port = server.add_insecure_port(f"{host}:0")
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()

@@ -1,9 +1,10 @@
-"""Unary gRPC load by h2load, which costs little CPU of its own."""
+"""gRPC load by h2load, which costs little CPU of its own."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +27,18 @@ class Result:
 def calls(
     h2load: Path,
     url: str,
-    message: bytes,
+    messages: Sequence[bytes],
     *,
     count: int,
     in_flight: int,
     key: str,
     folder: Path,
 ) -> Result:
-    """Sends `count` calls; SystemExit unless each was answered with `message`."""
+    """Sends `count` calls of all `messages`; SystemExit unless each was answered with them."""
     body, log = folder / "request", folder / "latencies"
-    body.write_bytes(b"\x00" + len(message).to_bytes(4, "big") + message)
+    body.write_bytes(
+        b"".join(b"\x00" + len(message).to_bytes(4, "big") + message for message in messages)
+    )
     log.unlink(missing_ok=True)
     connections = min(4, in_flight)
     done = subprocess.run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import signal
@@ -106,6 +105,7 @@ async def _run(config: Config) -> str:
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
     from aiflow_router import config_file  # noqa: PLC0415 - as above
+    from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
     from aiflow_router.main import AddressInUseError, serving  # noqa: PLC0415 - as above
 
     loop = asyncio.get_running_loop()
@@ -123,9 +123,9 @@ async def _run(config: Config) -> str:
         async with serving(config) as running:
             addresses = {"grpc": running.grpc_address, "http": running.http_address}
             print(json.dumps({"event": "listening", **addresses}), flush=True)  # noqa: T201 - read by whoever started us
-            gc.freeze()  # What is there now stays; collections need not look at it again.
-            await stop.wait()
-            await running.drain()
+            with kept_short():
+                await stop.wait()
+                await running.drain()
     except AddressInUseError as error:
         # Told here, while the loop runs that the half-started server needs for its end.
         return str(error)

@@ -143,8 +143,8 @@ class StaticEndpoint(_Section):
             backend=self.backend,
             address=self.address,
             protocol=Protocol[self.protocol.upper()],
-            models=self.models,
-            services=self.services,
+            models=tuple(dict.fromkeys(self.models)),
+            services=tuple(dict.fromkeys(self.services)),
             weight=self.weight,
         )
 

@@ -145,6 +145,7 @@ async def serving(
         stack.push_async_callback(kinds.close)
         stack.push_async_callback(batches.close)
         stack.callback(catalog.close)
+        await catalog.settled()
         server = _server(config.listen)
         door = Door(
             front,

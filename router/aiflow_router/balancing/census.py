@@ -23,16 +23,21 @@ class Census:
         return state
 
     def inflight(self) -> Mapping[str, int]:
-        found: Counter[str] = Counter()
-        for entry in self._catalog.snapshot.entries.values():
-            found[entry.endpoint.backend] += self._loads[entry.endpoint].inflight
+        found: dict[str, int] = {}
+        for load in self._loads:  # Of 10,000 endpoints, so every step counts.
+            backend = load.endpoint.backend
+            found[backend] = found.get(backend, 0) + load.inflight
         return found
 
     def endpoints(self) -> Mapping[tuple[str, str], int]:
-        return Counter(
-            (entry.endpoint.backend, self.state(entry.endpoint).name.lower())
-            for entry in self._catalog.snapshot.entries.values()
+        found = Counter(
+            (key[0], entry.state) for key, entry in self._catalog.snapshot.entries.items()
         )
+        for load in self._loads:
+            if load.refusals and self.state(load.endpoint) is State.UNREACHABLE:
+                found[load.endpoint.backend, State.READY] -= 1
+                found[load.endpoint.backend, State.UNREACHABLE] += 1
+        return {(name, state.name.lower()): count for (name, state), count in found.items()}
 
     def age_s(self) -> float:
         return self._catalog.age_s()

@@ -128,10 +128,6 @@ class Filling:
     filled: int = 0
     spread: int = 0
 
-    def follow(self, loads: Sequence[Load]) -> None:
-        """Forgets who has left."""
-        self.fills = {load: self.fills[load] for load in loads if load in self.fills}
-
     def to_fill(self, loads: Sequence[Load], now_s: float) -> Load | None:
         """The fullest of `loads` that has room within the aim; None where none has.
 

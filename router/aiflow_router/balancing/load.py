@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from aiflow_router.catalog.endpoint import Endpoint, Key
-from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.catalog.snapshot import Change, Snapshot
 
 COOL_OFF_S = 1.0
 MAX_COOL_OFF_S = 10.0
@@ -54,18 +54,23 @@ class Loads:
     def __getitem__(self, endpoint: Endpoint) -> Load:
         return self._by_key[endpoint.key]
 
-    def follow(self, snapshot: Snapshot) -> None:
-        kept: dict[Key, Load] = {}
-        for key, entry in snapshot.entries.items():
+    def __iter__(self) -> Iterator[Load]:
+        return iter(self._by_key.values())
+
+    def at(self, key: Key) -> Load:
+        return self._by_key[key]
+
+    def follow(self, _snapshot: Snapshot, change: Change) -> None:
+        for key in change.gone:
+            self._by_key.pop(key, None)
+        for key, entry in change.put.items():
             load = self._by_key.get(key)
             if load is None:
-                load = Load(endpoint=entry.endpoint)
+                self._by_key[key] = Load(endpoint=entry.endpoint)
             elif load.endpoint is not entry.endpoint:
                 # It registered again, so it lives: a server that returns is used at once.
                 load.endpoint = entry.endpoint
                 load.connected()
-            kept[key] = load
-        self._by_key = kept
 
     def unreachable(self, endpoint: Endpoint) -> bool:
         return self[endpoint].cool_until_s > self._clock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,9 @@ class Memory:
         times: how long each takes to answer, where it was measured.
         chances: when each that was never measured was last picked.
         filling: which endpoint's batch is being filled; for `batch_aware`.
+        homes: where sessions are at home; for `session`, as are the next two.
+        homes_of: the endpoints that was found out of.
+        seeds: what each endpoint adds to a hash.
     """
 
     turns: dict[Load, float] = field(default_factory=dict)
@@ -28,20 +31,27 @@ class Memory:
     times: dict[Load, AnswerTime] = field(default_factory=dict)
     chances: dict[Load, float] = field(default_factory=dict)
     filling: Filling | None = None
+    homes: dict[str, Load] = field(default_factory=dict)
+    homes_of: Sequence[Load] = ()
+    seeds: dict[Load, bytes] = field(default_factory=dict)
 
-    def follow(self, loads: Sequence[Load]) -> None:
+    def follow(self, *, joined: Iterable[Load], left: Iterable[Load]) -> None:
         """Forgets who has left. Who joins is owed what the others are on average.
 
         An endpoint that leaves takes what it owes along, so the rest do not add up to nothing any
         more: one that joined at 0 might wait for long, or get a burst.
         """
-        known = [self.turns[load] for load in loads if load in self.turns]
-        average = sum(known) / len(known) if known else 0.0
-        self.turns = {load: self.turns.get(load, average) for load in loads}
-        self.times = {load: self.times[load] for load in loads if load in self.times}
-        self.chances = {load: self.chances[load] for load in loads if load in self.chances}
-        if self.filling is not None:
-            self.filling.follow(loads)
+        for load in left:
+            self.turns.pop(load, None)
+            self.times.pop(load, None)
+            self.chances.pop(load, None)
+            if self.filling is not None:
+                self.filling.fills.pop(load, None)
+            self.seeds.pop(load, None)
+        new = [load for load in joined if load not in self.turns]
+        if new:
+            average = sum(self.turns.values()) / len(self.turns) if self.turns else 0.0
+            self.turns.update(dict.fromkeys(new, average))
 
     def answered(self, load: Load, *, outcome: str, took_s: float, now_s: float) -> None:
         if self.filling is not None:

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 
 from aiflow_router.balancing.least_request import least_request
 from aiflow_router.balancing.load import Load
-from aiflow_router.balancing.memory import Asked
+from aiflow_router.balancing.memory import Asked, Memory
 
 # Few enough that a hash and a half is exact as a float: rounded up to 1 its logarithm would be 0.
 _HASH_BYTES = 6
 _HASHES = 2 ** (8 * _HASH_BYTES)
+# Hashing takes 1 us an endpoint, so homes are remembered while the endpoints are the same ones: of
+# so many sessions at a time, and not of those whose names somebody made huge.
+MAX_HOMES = 1024
+MAX_NAME = 256
 
 
 def session(loads: Sequence[Load], rng: random.Random, now_s: float, asked: Asked) -> Load:
@@ -29,11 +33,32 @@ def session(loads: Sequence[Load], rng: random.Random, now_s: float, asked: Aske
     name = asked.session
     if not name:
         return least_request(loads, rng, now_s, asked)
+    memory = asked.memory
+    if memory.homes_of is not loads:
+        if not isinstance(loads, tuple):  # Some are left out for now.
+            return _home(name, loads, memory)
+        memory.homes_of = loads
+        memory.homes.clear()
+    home = memory.homes.get(name)
+    if home is None:
+        home = _home(name, loads, memory)
+        if len(name) <= MAX_NAME:
+            if len(memory.homes) >= MAX_HOMES:
+                memory.homes.clear()
+            memory.homes[name] = home
+    return home
+
+
+def _home(name: str, loads: Sequence[Load], memory: Memory) -> Load:
     start = hashlib.blake2b(name.encode(), digest_size=_HASH_BYTES)
+    seeds = memory.seeds
 
     def score(load: Load) -> float:
+        seed = seeds.get(load)
+        if seed is None:
+            seed = seeds[load] = f"\0{load.endpoint.backend}@{load.endpoint.address}".encode()
         digest = start.copy()
-        digest.update(f"\0{load.endpoint.backend}@{load.endpoint.address}".encode())
+        digest.update(seed)
         chance = (int.from_bytes(digest.digest()) + 0.5) / _HASHES
         return -load.endpoint.weight / math.log(chance)
 

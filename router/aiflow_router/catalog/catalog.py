@@ -1,24 +1,29 @@
-"""The living catalog: static endpoints and leases in, one snapshot out, followers told of each."""
+"""The living catalog: static endpoints and leases in, snapshots out."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.catalog.leases import Lease, Leases
-from aiflow_router.catalog.snapshot import Entry, Snapshot, build
+from aiflow_router.catalog.publisher import Follower, Publisher
+from aiflow_router.catalog.snapshot import Entry, Snapshot
 from aiflow_sdk import errors
 
 _log = structlog.get_logger(__name__)
 
-Follower = Callable[[Snapshot], None]
+# Where a network fails thousands of leases may run out at one moment: so many are taken away at
+# once, and so many get a line of their own in the log, which costs more than all the rest.
+EXPIRE_AT_ONCE = 100
+LOGGED_AT_ONCE = 5
+LOGGED_NAMES = 20
 
 
 class Catalog:
-    """Owns the current `snapshot`. Lives in one event loop; every method returns at once.
+    """Lives in one event loop. A change is in the snapshot soon, see `shown`.
 
     Args:
         static: endpoints that are always there.
@@ -26,18 +31,31 @@ class Catalog:
     """
 
     def __init__(self, *, static: Iterable[Endpoint] = (), leases: Leases | None = None) -> None:
-        self._static = tuple(static)
         self._leases = leases
-        self._followers: list[Follower] = []
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._heard_at_s = self._loop.time()
-        self.snapshot = build(self._entries(), version=1)
+        self._publisher = Publisher()
+        static = tuple(static)
+        self._static = frozenset(endpoint.key for endpoint in static)
+        for endpoint in static:
+            self._publisher.put(Entry(endpoint=endpoint, state=State.READY))
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._publisher.snapshot
 
     def follow(self, follower: Follower) -> None:
         """Calls `follower` with the current snapshot now and with each new one from here on."""
-        self._followers.append(follower)
-        follower(self.snapshot)
+        self._publisher.follow(follower)
+
+    async def shown(self, key: Key) -> None:
+        """Returns when all that was said of `key` so far is in the snapshot."""
+        await self._publisher.shown(key)
+
+    async def settled(self) -> None:
+        """Returns when all that was said so far is in the snapshot."""
+        await self._publisher.settled()
 
     def age_s(self) -> float:
         """Seconds since a server was last heard of; 0 where nothing is leased."""
@@ -46,7 +64,7 @@ class Catalog:
     def register(self, endpoint: Endpoint, *, ttl_s: float) -> Lease:
         """Raises RefusedError where the catalog is a static list, or the key is static."""
         leases = self._leased()
-        if any(endpoint.key == static.key for static in self._static):
+        if endpoint.key in self._static:
             raise errors.RefusedError(
                 f"endpoint {endpoint.backend}@{endpoint.address} is listed under discovery.static "
                 "in the router's aiflow.yaml; remove it there to register it",
@@ -57,32 +75,38 @@ class Catalog:
             "endpoint registered",
             backend=endpoint.backend,
             address=endpoint.address,
-            models=endpoint.models,
-            services=endpoint.services,
+            models=_some(endpoint.models),
+            services=_some(endpoint.services),
             ttl_s=ttl_s,
         )
-        self._changed()
+        self._show(lease)
+        self._arm()
         return lease
 
     def renew(self, lease_id: str, *, state: State) -> Lease:
         """Raises NotFoundError/LEASE_NOT_FOUND when the lease is not held."""
-        lease = self._leased().renew(lease_id, state=state, now_s=self._loop.time())
-        if lease is None:
+        leases = self._leased()
+        before = leases.held(lease_id)
+        lease = leases.renew(lease_id, state=state, now_s=self._loop.time())
+        if lease is None or before is None:
             raise errors.NotFoundError(
                 "this lease ran out or the router restarted: register again",
                 reason="LEASE_NOT_FOUND",
             )
         self._heard_at_s = self._loop.time()
-        if self.snapshot.entries[lease.endpoint.key].state is not state:
+        if before.state is not state:
             _log.info("endpoint changed state", address=lease.endpoint.address, state=state.name)
-            self._changed()
+            self._show(lease)
         return lease
 
-    def deregister(self, lease_id: str) -> None:
+    def deregister(self, lease_id: str) -> Lease | None:
+        """The lease given back; None when it was not held."""
         lease = self._leased().deregister(lease_id)
         if lease is not None:
             _log.info("endpoint deregistered", address=lease.endpoint.address)
-            self._changed()
+            self._heard_at_s = self._loop.time()
+            self._publisher.drop(lease.endpoint.key)
+        return lease
 
     def leases_left_s(self) -> Mapping[Key, float]:
         """Seconds to the expiry of each lease."""
@@ -92,6 +116,7 @@ class Catalog:
         }
 
     def close(self) -> None:
+        self._publisher.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -105,43 +130,46 @@ class Catalog:
             )
         return self._leases
 
-    def _entries(self) -> list[Entry]:
-        entries = [Entry(endpoint=endpoint, state=State.READY) for endpoint in self._static]
-        entries += [
-            Entry(endpoint=lease.endpoint, state=lease.state) for lease in self._leases or ()
-        ]
-        return entries
-
-    def _changed(self) -> None:
+    def _show(self, lease: Lease) -> None:
         self._heard_at_s = self._loop.time()
-        self.snapshot = build(self._entries(), version=self.snapshot.version + 1)
-        self._arm()
-        for follower in self._followers:
-            follower(self.snapshot)
+        self._publisher.put(Entry(endpoint=lease.endpoint, state=lease.state))
 
     def _arm(self) -> None:
         """Sets the one timer to the next expiry.
 
-        A renewal only moves an expiry later, so the timer never fires too late; where it fires too
-        early it is set again.
+        Only a Register can bring an expiry forward, so the timer never fires too late; where it
+        fires too early it is set again.
         """
-        self.close()
-        next_s = self._leases.next_expiry_s() if self._leases is not None else None
-        if next_s is not None:
+        next_s = self._leased().next_expiry_s()
+        if self._timer is not None and (next_s is None or next_s < self._timer.when()):
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and next_s is not None:
             self._timer = self._loop.call_at(next_s, self._expire)
 
     def _expire(self) -> None:
-        leases = self._leased()
+        self._timer = None
         # The loop fires up to its clock's resolution early; such a lease must go now, not later.
-        expired = leases.expire(now_s=self._loop.time() + 0.001)
+        expired = self._leased().expire(now_s=self._loop.time() + 0.001, at_most=EXPIRE_AT_ONCE)
         for lease in expired:
+            self._publisher.drop(lease.endpoint.key)
+        for lease in expired[:LOGGED_AT_ONCE]:
             _log.warning(
                 "endpoint expired: its lease was not renewed",
                 backend=lease.endpoint.backend,
                 address=lease.endpoint.address,
                 ttl_s=lease.ttl_s,
             )
-        if expired:
-            self._changed()
-        else:
-            self._arm()
+        if len(expired) > LOGGED_AT_ONCE:
+            _log.warning(
+                "more endpoints expired at the same time",
+                count=len(expired) - LOGGED_AT_ONCE,
+                backends=sorted({lease.endpoint.backend for lease in expired})[:LOGGED_NAMES],
+            )
+        self._arm()
+
+
+def _some(names: Sequence[str]) -> Sequence[str]:
+    """For the log, where nobody reads thousands of them."""
+    more = len(names) - LOGGED_NAMES
+    return names if more <= 0 else (*names[:LOGGED_NAMES], f"... and {more} more")

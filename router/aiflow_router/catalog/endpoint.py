@@ -31,6 +31,7 @@ class Endpoint:
     Attributes:
         backend: name of the group of endpoints that serve the same.
         address: "host:port" or "[v6]:port".
+        models: each once, as are services.
         weight: relative share of calls, 1 to 1000.
         zone: failure zone; shown, not yet used for picking.
     """

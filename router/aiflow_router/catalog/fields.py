@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from aiflow_router.catalog.endpoint import Protocol
 
 MAX_NAMES = 10_000
+MAX_NAME = 256
 MAX_WEIGHT = 1000
 
 # What the router answers itself under the same names, so no endpoint can take it over.
@@ -65,12 +66,21 @@ def violations(  # noqa: C901 - one flat line a rule
     for field, names, pattern in (("models", models, _MODEL), ("services", services, _SERVICE)):
         if len(names) > MAX_NAMES:
             wrong[field] = f"has {len(names)} names, at most {MAX_NAMES} are allowed"
-            continue
-        for name in names:
-            if len(name) > 256 or not pattern.fullmatch(name):
-                wrong[field] = f'"{name[:64]}" is not a name of 1 to 256 printable characters'
-            elif name in OWN_SERVICES:
-                wrong[field] = f'"{name}" is answered by the router itself'
+        elif problem := _names_problem(names, pattern):
+            wrong[field] = problem
     if not 0 <= weight <= MAX_WEIGHT:
         wrong["weight"] = f"must be 1 to {MAX_WEIGHT}, or 0 for 1"
     return wrong
+
+
+def _names_problem(names: Sequence[str], pattern: re.Pattern[str]) -> str:
+    # First all of them at the speed of C, for there may be thousands.
+    sound = max(map(len, names), default=0) <= MAX_NAME and all(map(pattern.fullmatch, names))
+    if sound and OWN_SERVICES.isdisjoint(names):
+        return ""
+    for name in names:
+        if len(name) > MAX_NAME or not pattern.fullmatch(name):
+            return f'"{name[:64]}" is not a name of 1 to {MAX_NAME} printable characters'
+        if name in OWN_SERVICES:
+            return f'"{name}" is answered by the router itself'
+    return ""

@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.endpoint import Endpoint, Protocol
-from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.catalog.snapshot import Change, Snapshot
 from aiflow_router.forwarding.inquiry import Inquiry
 from aiflow_router.forwarding.link import Link, Links
 
@@ -61,15 +61,15 @@ class Batches:
         self._models = models
         self._inquiry = Inquiry(ask=self._ask, take=self._take)
 
-    def follow(self, snapshot: Snapshot) -> None:
+    def follow(self, _snapshot: Snapshot, change: Change) -> None:
         """Asks each endpoint that is new or registered again, and forgets those that left."""
-        self._inquiry.follow(
-            {
-                key: entry.endpoint
-                for key, entry in snapshot.entries.items()
-                if entry.endpoint.protocol is Protocol.OIP and self._asked_about(entry.endpoint)
-            }
-        )
+        for key in change.gone:
+            self._inquiry.forget(key)
+        for key, entry in change.put.items():
+            if entry.endpoint.protocol is Protocol.OIP and self._asked_about(entry.endpoint):
+                self._inquiry.ask(entry.endpoint)
+            else:
+                self._inquiry.forget(key)
 
     def pending(self) -> int:
         """Endpoints that have not answered yet."""

@@ -59,13 +59,6 @@ class Inquiry(Generic[T]):
         """Those that were asked and have not left."""
         return {key: item.endpoint for key, item in self._asked.items()}
 
-    def follow(self, endpoints: Mapping[Key, Endpoint]) -> None:
-        """Asks each endpoint that is new or registered again, and forgets those that left."""
-        for key in self._asked.keys() - endpoints.keys():
-            self.forget(key)
-        for endpoint in endpoints.values():
-            self.ask(endpoint)
-
     def ask(self, endpoint: Endpoint) -> None:
         """Does nothing where this very registration was asked before."""
         asked = self._asked.get(endpoint.key)

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2
 
 from aiflow_router.catalog.endpoint import Endpoint, Key
-from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.catalog.snapshot import Change, Snapshot
 from aiflow_router.forwarding.inquiry import Inquiry
 from aiflow_router.forwarding.link import Link, Links
 
@@ -122,15 +122,15 @@ class Kinds:
         """Endpoints that have not answered yet."""
         return self._inquiry.pending()
 
-    def follow(self, snapshot: Snapshot) -> None:
+    def follow(self, _snapshot: Snapshot, change: Change) -> None:
         """Asks each endpoint that is new or registered again, and forgets those that left."""
-        self._inquiry.follow(
-            {
-                key: entry.endpoint
-                for key, entry in snapshot.entries.items()
-                if entry.endpoint.services
-            }
-        )
+        for key in change.gone:
+            self._inquiry.forget(key)
+        for key, entry in change.put.items():
+            if entry.endpoint.services:
+                self._inquiry.ask(entry.endpoint)
+            else:
+                self._inquiry.forget(key)
 
     async def close(self) -> None:
         await self._inquiry.close()

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 
-from aiflow_router.catalog.endpoint import Endpoint
-from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.catalog.endpoint import Endpoint, Key
+from aiflow_router.catalog.snapshot import Change, Snapshot
 from aiflow_router.forwarding.metadata import Pairs
 from aiflow_router.forwarding.unary import Answer, ask
 
@@ -148,7 +148,7 @@ class Links:
     def __init__(self, *, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
         self._links: dict[str, Link] = {}
-        self._known: dict[str, Endpoint] = {}
+        self._known: dict[str, dict[Key, Endpoint]] = {}
         self._retired: set[Link] = set()
 
     def __getitem__(self, address: str) -> Link:
@@ -158,19 +158,28 @@ class Links:
             self._links[address] = link
         return link
 
-    def follow(self, snapshot: Snapshot) -> None:
-        known, self._known = (
-            self._known,
-            {entry.endpoint.address: entry.endpoint for entry in snapshot.entries.values()},
-        )
-        for address, link in list(self._links.items()):
-            endpoint = self._known.get(address)
+    def follow(self, _snapshot: Snapshot, change: Change) -> None:
+        stale: set[str] = set()
+        for key in change.gone:
+            address = key[1]
+            known = self._known.get(address, {})
+            known.pop(key, None)
+            if not known:
+                self._known.pop(address, None)
+                stale.add(address)
+        for key, entry in change.put.items():
+            address, known = key[1], self._known.setdefault(key[1], {})
             # A server that registers again is up: a channel that still backs off from its last
             # failure would keep calls away from it.
-            stale = endpoint is not known.get(address) and not link.ready()
-            if endpoint is None or stale:
-                del self._links[address]
-                self._retired = {old for old in self._retired if old.calls} | {link}
+            if known.get(key) is not entry.endpoint:
+                known[key] = entry.endpoint
+                stale.discard(address)
+                if address in self._links and not self._links[address].ready():
+                    stale.add(address)
+        links = [self._links.pop(address) for address in stale if address in self._links]
+        if links:
+            self._retired = {old for old in self._retired if old.calls}.union(links)
+            for link in links:
                 link.retire()
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -15,8 +16,8 @@ from aiflow_router.balancing.filling import Filling
 from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import PICKS, TIMED
-from aiflow_router.catalog.endpoint import Endpoint
-from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.catalog.endpoint import Key, Protocol
+from aiflow_router.catalog.snapshot import Change, Moves, Served, Snapshot
 from aiflow_router.forwarding.hedge import Hedge
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import Budget, RetryPolicy
@@ -27,6 +28,12 @@ from aiflow_sdk import errors
 # is wrong.
 REMEMBER_S = 600.0
 MAX_REMEMBERED = 10_000
+# More than can leave with one snapshot.
+FORGET_AT_ONCE = 1000
+# To find the names nearest to an unknown one: how many are read, and how many compared.
+MAX_LOOKED_AT = 20_000
+MAX_COMPARED = 200
+ALIKE = 3
 
 _rng = random.Random()  # noqa: S311 - spreads delays, guards nothing
 
@@ -73,12 +80,18 @@ class Table:
         self.default = default
         self._models = _Names("model", models, default, clock)
         self._services = _Names("service", services, default, clock)
-        self._oip: tuple[Load, ...] = ()
+        self._oip: dict[Key, Load] = {}
 
-    def follow(self, snapshot: Snapshot) -> None:
-        self._models.follow(snapshot.models, self._loads)
-        self._services.follow(snapshot.services, self._loads)
-        self._oip = tuple(self._loads[endpoint] for endpoint in snapshot.oip)
+    def follow(self, snapshot: Snapshot, change: Change) -> None:
+        self._models.follow(snapshot.models, change.models, self._loads)
+        self._services.follow(snapshot.services, change.services, self._loads)
+        for key in change.gone:
+            self._oip.pop(key, None)
+        for key, entry in change.put.items():
+            if entry.ready() and entry.endpoint.protocol is Protocol.OIP:
+                self._oip[key] = self._loads.at(key)
+            else:
+                self._oip.pop(key, None)
 
     def model(self, name: str) -> GatedPlan:
         """Raises BadInputError, ModelNotFoundError, NoEndpointError."""
@@ -101,7 +114,7 @@ class Table:
 
     def every_oip(self) -> tuple[Plan, ...]:
         """One plan for each endpoint that speaks the Open Inference Protocol."""
-        seen: dict[str, Load] = {load.endpoint.address: load for load in self._oip}
+        seen: dict[str, Load] = {load.endpoint.address: load for load in self._oip.values()}
         return tuple(
             Plan(
                 name=load.endpoint.backend,
@@ -125,7 +138,7 @@ class Table:
 
     def services(self) -> frozenset[str]:
         """The services in the catalog."""
-        return self._services.catalogued
+        return frozenset(self._services.catalogued)
 
     def nearest_services(self, name: str) -> list[GatedPlan]:
         """One plan for each backend of services, nearest first.
@@ -166,33 +179,47 @@ class _Names:
         self._policies = policies
         self._default = default
         self._clock = clock
-        self.catalogued: frozenset[str] = frozenset()
-        self._left_at_s: dict[str, float] = {}
-        self.plans: Mapping[str, GatedPlan] = {}
+        self.catalogued: Served = {}
+        self._left_at_s: OrderedDict[str, float] = OrderedDict()
+        # Changed in place: a call takes one plan and keeps it, so nobody sees half a change.
+        self.plans: dict[str, GatedPlan] = {}
         self.gates: dict[str, Gates] = {}
+        self._members: dict[str, dict[Key, Load]] = {}
 
-    def follow(self, served: Mapping[str, tuple[Endpoint, ...]], loads: Loads) -> None:
+    def follow(self, served: Served, moved: Mapping[str, Moves], loads: Loads) -> None:
+        """Makes new plans for the names that `moved`."""
+        self.catalogued = served
+        for name, moves in moved.items():
+            members = self._members.setdefault(name, {})
+            left = [
+                members.pop(key) for key, joins in moves.items() if not joins and key in members
+            ]
+            joined = [loads.at(key) for key, joins in moves.items() if joins]
+            members.update((load.endpoint.key, load) for load in joined)
+            if members:
+                self.plans[name] = self._plan(name, members, joined, left)
+            else:
+                self.plans.pop(name, None)
+                del self._members[name]
+            self._left_at_s.pop(name, None)
+            if name not in served:
+                self._left_at_s[name] = self._clock()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Names that left long ago, or too many names ago, unless calls of one are still inside."""
         now_s = self._clock()
-        gone = self.catalogued - served.keys()
-        left = {**self._left_at_s, **dict.fromkeys(gone, now_s)}
-        recent = [
-            (name, at_s)
-            for name, at_s in left.items()
-            if name not in served and at_s > now_s - REMEMBER_S
-        ]
-        self._left_at_s = dict(recent[-MAX_REMEMBERED:])
-        self.catalogued = frozenset(served)
-        self.plans = {
-            name: self._plan(name, tuple(loads[endpoint] for endpoint in endpoints))
-            for name, endpoints in served.items()
-            if endpoints
-        }
-        # Calls of a name that has just left may still be inside, and it may return.
-        self.gates = {
-            name: kept
-            for name, kept in self.gates.items()
-            if name in self.plans or not kept.idle() or self.knows(name)
-        }
+        for _ in range(min(FORGET_AT_ONCE, len(self._left_at_s))):
+            name, at_s = next(iter(self._left_at_s.items()))
+            if at_s > now_s - REMEMBER_S and len(self._left_at_s) <= MAX_REMEMBERED:
+                break
+            del self._left_at_s[name]
+            if name in self._policies or name not in self.gates:
+                continue
+            if self.gates[name].idle():
+                del self.gates[name]
+            else:
+                self._left_at_s[name] = now_s
 
     def knows(self, name: str) -> bool:
         return (
@@ -210,7 +237,7 @@ class _Names:
                 retry_after_s=1.0,
                 metadata={self._kind: name},
             )
-        nearest = _nearest(name, self.catalogued | self._policies.keys())
+        nearest = _nearest(name, itertools.chain(self._policies, self.catalogued))
         hint = (
             f"did you mean {' or '.join(nearest)}?" if nearest else "`aiflow status` lists them all"
         )
@@ -220,20 +247,22 @@ class _Names:
             metadata={self._kind: name[:256], "nearest": ",".join(nearest)},
         )
 
-    def _plan(self, name: str, loads: tuple[Load, ...]) -> GatedPlan:
+    def _plan(
+        self, name: str, members: Mapping[Key, Load], joined: Iterable[Load], left: Iterable[Load]
+    ) -> GatedPlan:
         policy = self._policies.get(name, self._default)
         previous = self.plans.get(name)
         if previous is not None:
-            previous.memory.follow(loads)
-            return replace(previous, loads=loads)
+            previous.memory.follow(joined=joined, left=left)
+            return replace(previous, loads=tuple(members.values()))
         memory = _memory(name, policy)
-        memory.follow(loads)
+        memory.follow(joined=joined, left=left)
         if name not in self.gates:
             self.gates[name] = gates(policy.overload, _rng)
         return GatedPlan(
             name=name,
             is_model=self._kind == "model",
-            loads=loads,
+            loads=tuple(members.values()),
             timeout_s=policy.timeout_s,
             pick=PICKS[policy.balance],
             memory=memory,
@@ -253,4 +282,12 @@ def _memory(name: str, policy: Policy) -> Memory:
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
     # Comparing costs the product of the lengths: a huge name is nobody's typing error.
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.6) if len(name) <= 256 else []
+    if len(name) > 256:
+        return []
+    # And some 10 us a name, all of it while no other call moves on: of many names only those are
+    # compared that begin or end as this one does, which is where typing errors mostly are not.
+    alike = list(itertools.islice(known, MAX_LOOKED_AT))
+    if len(alike) > MAX_COMPARED:
+        start, end = name[:ALIKE], name[-ALIKE:]
+        alike = [other for other in alike if other.startswith(start) or other.endswith(end)]
+    return difflib.get_close_matches(name, alike[:MAX_COMPARED], n=3, cutoff=0.6)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from aiflow_router.catalog.fields import OWN_SERVICES
-from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.catalog.snapshot import Change, Snapshot
 from aiflow_router.routing.table import Table
 from aiflow_sdk import errors, status
 
@@ -34,9 +34,10 @@ class Health(health_pb2_grpc.HealthServicer):
         self._draining = False
         self._changed = asyncio.Event()
 
-    def follow(self, snapshot: Snapshot) -> None:
+    def follow(self, snapshot: Snapshot, change: Change) -> None:
         self._snapshot = snapshot
-        self._wake()
+        if change.models or change.services:
+            self._wake()
 
     def drain(self) -> None:
         """From here on nothing is served."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import grpc
@@ -14,6 +15,7 @@ from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Protocol, State
 from aiflow_router.catalog.fields import violations
+from aiflow_router.catalog.snapshot import Entry
 from aiflow_router.rpc.visit import Context, Front, Unary, Visit
 from aiflow_sdk import errors
 
@@ -22,6 +24,9 @@ SERVICE = "aiflow.registry.v1.RegistryService"
 DEFAULT_TTL_MS = 2000
 MIN_TTL_MS = 500
 MAX_TTL_MS = 60_000
+# Of the list, what is made at once: an entry is 10 us of work, a name in it less than 1.
+LIST_STEPS = 4000
+ENTRY_STEPS = 20
 
 _PROTOCOLS = {
     Protocol.OIP: registry_pb2.PROTOCOL_OIP,
@@ -73,7 +78,7 @@ def handlers(
     }
 
 
-def _typed(kind: type[M], work: Callable[[M], Message]) -> Unary:
+def _typed(kind: type[M], work: Callable[[M], Awaitable[bytes]]) -> Unary:
     async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
         try:
             message = kind.FromString(request)
@@ -81,7 +86,7 @@ def _typed(kind: type[M], work: Callable[[M], Message]) -> Unary:
             raise errors.BadInputError(
                 f"the request is not a valid {kind.DESCRIPTOR.full_name}: {error}"
             ) from None
-        answer = work(message).SerializeToString()
+        answer = await work(message)
         context.set_trailing_metadata(visit.trailers())
         return answer
 
@@ -94,15 +99,16 @@ class _Registry:
         self._loads = loads
         self._census = census
 
-    def register(self, request: registry_pb2.RegisterRequest) -> registry_pb2.RegisterResponse:
+    async def register(self, request: registry_pb2.RegisterRequest) -> bytes:
         ttl_ms = request.ttl_ms or DEFAULT_TTL_MS
         lease = self._catalog.register(
             _endpoint(request, ttl_ms=ttl_ms),
             ttl_s=ttl_ms / 1000,
         )
-        return registry_pb2.RegisterResponse(lease_id=lease.id, ttl_ms=ttl_ms)
+        await self._catalog.shown(lease.endpoint.key)
+        return registry_pb2.RegisterResponse(lease_id=lease.id, ttl_ms=ttl_ms).SerializeToString()
 
-    def renew(self, request: registry_pb2.RenewRequest) -> registry_pb2.RenewResponse:
+    async def renew(self, request: registry_pb2.RenewRequest) -> bytes:
         if request.state in (
             registry_pb2.ENDPOINT_STATE_UNSPECIFIED,
             registry_pb2.ENDPOINT_STATE_READY,
@@ -116,37 +122,55 @@ class _Registry:
                 violations={"state": "must be READY, DRAINING or unspecified"},
             )
         lease = self._catalog.renew(request.lease_id, state=state)
-        return registry_pb2.RenewResponse(ttl_ms=round(lease.ttl_s * 1000))
+        await self._catalog.shown(lease.endpoint.key)
+        return registry_pb2.RenewResponse(ttl_ms=round(lease.ttl_s * 1000)).SerializeToString()
 
-    def deregister(
-        self, request: registry_pb2.DeregisterRequest
-    ) -> registry_pb2.DeregisterResponse:
-        self._catalog.deregister(request.lease_id)
-        return registry_pb2.DeregisterResponse()
+    async def deregister(self, request: registry_pb2.DeregisterRequest) -> bytes:
+        lease = self._catalog.deregister(request.lease_id)
+        if lease is not None:
+            await self._catalog.shown(lease.endpoint.key)
+        return registry_pb2.DeregisterResponse().SerializeToString()
 
-    def list_endpoints(
-        self, _request: registry_pb2.ListEndpointsRequest
-    ) -> registry_pb2.ListEndpointsResponse:
+    async def list_endpoints(self, _request: registry_pb2.ListEndpointsRequest) -> bytes:
+        """By backend and address; made in slices, between which other calls move on."""
         snapshot = self._catalog.snapshot
-        answer = registry_pb2.ListEndpointsResponse(version=snapshot.version)
         left_s = self._catalog.leases_left_s()
-        for key, entry in snapshot.entries.items():
-            endpoint = entry.endpoint
-            answer.entries.add(
-                endpoint=registry_pb2.Endpoint(
-                    backend=endpoint.backend,
-                    address=endpoint.address,
-                    protocol=_PROTOCOLS[endpoint.protocol],
-                    models=endpoint.models,
-                    services=endpoint.services,
-                    weight=endpoint.weight,
-                    zone=endpoint.zone,
-                ),
-                state=_STATES[self._census.state(endpoint)],
-                inflight=self._loads[endpoint].inflight,
-                expires_in_ms=round(left_s.get(key, 0.0) * 1000),
-            )
-        return answer
+        # Joined as strings they sort five times as fast as they do as pairs.
+        ordered = sorted(snapshot.entries, key="\0".join)
+        answer = registry_pb2.ListEndpointsResponse(version=snapshot.version)
+        parts: list[bytes] = []
+        steps = 0
+        for key in ordered:
+            entry = snapshot.entries[key]
+            self._list(answer, entry, left_s=left_s.get(key, 0.0))
+            steps += ENTRY_STEPS + len(entry.endpoint.models) + len(entry.endpoint.services)
+            if steps >= LIST_STEPS:
+                # Serialized messages joined end to end are the message with their lists joined.
+                parts.append(answer.SerializeToString())
+                answer, steps = registry_pb2.ListEndpointsResponse(), 0
+                await asyncio.sleep(0)
+        return b"".join((*parts, answer.SerializeToString()))
+
+    def _list(
+        self, answer: registry_pb2.ListEndpointsResponse, entry: Entry, *, left_s: float
+    ) -> None:
+        endpoint = entry.endpoint
+        # It may have left since the list was begun.
+        here = self._catalog.snapshot.entries.get(endpoint.key) is not None
+        answer.entries.add(
+            endpoint=registry_pb2.Endpoint(
+                backend=endpoint.backend,
+                address=endpoint.address,
+                protocol=_PROTOCOLS[endpoint.protocol],
+                models=endpoint.models,
+                services=endpoint.services,
+                weight=endpoint.weight,
+                zone=endpoint.zone,
+            ),
+            state=_STATES[self._census.state(endpoint) if here else entry.state],
+            inflight=self._loads[endpoint].inflight if here else 0,
+            expires_in_ms=round(left_s * 1000),
+        )
 
 
 def _endpoint(request: registry_pb2.RegisterRequest, *, ttl_ms: int) -> Endpoint:

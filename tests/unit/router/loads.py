@@ -23,6 +23,15 @@ def load(port: int, *, inflight: int = 0, weight: int = 1, cool_until_s: float =
     return Load(endpoint=endpoint, inflight=inflight, cool_until_s=cool_until_s)
 
 
+def follow(memory: Memory, loads: Sequence[Load]) -> None:
+    """Tells `memory` that these are the endpoints now."""
+    known = {**memory.turns, **memory.times, **memory.chances}
+    memory.follow(
+        joined=[item for item in loads if item not in memory.turns],
+        left=[item for item in known if item not in loads],
+    )
+
+
 def pick(
     name: str,
     loads: Sequence[Load],

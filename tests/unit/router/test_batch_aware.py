@@ -156,7 +156,7 @@ def test_who_left_is_forgotten() -> None:
     asking = filling(AIM_S)
     loads = endpoints(asking, 3, 2)
     assert pick("batch_aware", loads, asking=asking) is loads[0]
-    asking.memory.follow(loads[1:])
+    asking.memory.follow(joined=(), left=loads[:1])
     assert set(knowledge(asking).fills) == set(loads[1:])
     assert pick("batch_aware", loads[1:], asking=asking) is loads[1]
     asking.memory.answered(loads[0], outcome="OK", took_s=0.1, now_s=0.0)  # Its last answer.

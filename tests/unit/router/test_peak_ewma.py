@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.router.loads import Asking, load, pick
+from unit.router.loads import Asking, follow, load, pick
 
 from aiflow_router.balancing.answer_time import DECAY_S, AnswerTime, observed
 
@@ -100,5 +100,5 @@ def test_who_left_is_forgotten() -> None:
     for item in loads:
         asking.memory.answered(item, outcome="OK", took_s=0.1, now_s=0.0)
         asking.memory.chances[item] = 0.0
-    asking.memory.follow(loads[:1])
+    follow(asking.memory, loads[:1])
     assert set(asking.memory.times) == set(asking.memory.chances) == set(loads[:1])

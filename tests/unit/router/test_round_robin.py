@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.router.loads import Asking, load, pick
+from unit.router.loads import Asking, follow, load, pick
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from unit.router.loads import Asking, load, pick
 def test_turns(weights: list[int], expected: str) -> None:
     loads = [load(port, weight=weight) for port, weight in enumerate(weights)]
     asking = Asking()
-    asking.memory.follow(loads)
+    follow(asking.memory, loads)
     picked = [pick("round_robin", loads, asking=asking) for _ in expected]
     assert "".join("abc"[loads.index(item)] for item in picked) == expected
 
@@ -39,7 +39,7 @@ def test_a_new_snapshot_does_not_start_the_turns_anew() -> None:
     loads, asking = [load(1), load(2), load(3)], Asking()
     picked = []
     for _ in range(6):
-        asking.memory.follow(loads)
+        follow(asking.memory, loads)
         picked.append(loads.index(pick("round_robin", loads, asking=asking)))
     assert picked == [0, 1, 2, 0, 1, 2]
 
@@ -50,11 +50,11 @@ def test_after_many_have_left_in_debt_a_new_one_neither_starves_nor_gets_a_burst
 ) -> None:
     loads = [load(port, weight=weight) for port, weight in enumerate(weights)]
     asking = Asking()
-    asking.memory.follow(loads)
+    follow(asking.memory, loads)
     for number in range(changes):  # Who has just been picked, and paid, leaves.
         loads.remove(pick("round_robin", loads, asking=asking))
         loads.append(load(100 + number))
-        asking.memory.follow(loads)
+        follow(asking.memory, loads)
     total = sum(item.endpoint.weight for item in loads)
     counts = Counter(id(pick("round_robin", loads, asking=asking)) for _ in range(4 * total))
     for item in loads:
@@ -64,5 +64,5 @@ def test_after_many_have_left_in_debt_a_new_one_neither_starves_nor_gets_a_burst
 def test_who_left_is_forgotten() -> None:
     loads, asking = [load(1), load(2)], Asking()
     pick("round_robin", loads, asking=asking)
-    asking.memory.follow(loads[:1])
+    follow(asking.memory, loads[:1])
     assert set(asking.memory.turns) == set(loads[:1])

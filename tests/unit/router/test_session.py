@@ -10,6 +10,7 @@ from unit.router.loads import Asking, load, pick
 
 from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.pick import candidates
+from aiflow_router.balancing.session import MAX_HOMES, MAX_NAME
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=8)
 NAMES = st.lists(
@@ -75,3 +76,24 @@ def test_every_router_comes_to_the_same_answer() -> None:
 def test_without_a_session_the_least_busy_is_picked() -> None:
     loads = [load(1, inflight=2), load(2), load(3, inflight=1)]
     assert home(loads, "") is loads[1]
+
+
+@given(WEIGHTS, NAMES)
+def test_remembering_homes_changes_no_answer(weights: list[int], names: list[str]) -> None:
+    loads, asking = tuple(fleet(weights)), Asking()
+    for now in (loads, loads[1:], loads) if len(loads) > 1 else (loads,):
+        for name in names * 2:
+            asking.session = name
+            assert pick("session", now, asking=asking) is home(now, name)
+            assert pick("session", [*now], asking=asking) is home(now, name)
+
+
+def test_homes_that_are_remembered_are_bounded() -> None:
+    loads, asking = tuple(fleet([1, 1])), Asking()
+    for number in range(3 * MAX_HOMES):
+        asking.session = f"s{number}"
+        pick("session", loads, asking=asking)
+    asking.session = "s" * (MAX_NAME + 1)
+    pick("session", loads, asking=asking)
+    assert len(asking.memory.homes) <= MAX_HOMES
+    assert asking.session not in asking.memory.homes
