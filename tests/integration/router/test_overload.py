@@ -366,7 +366,7 @@ async def busy(m: Mesh, *, seconds: float, rates: dict[str, float], **options: A
 
 
 @asynccontextmanager
-async def two_slots(overload: str) -> AsyncIterator[Mesh]:
+async def two_slots(overload: str) -> AsyncIterator[tuple[Mesh, Backend]]:
     slots = asyncio.Semaphore(SLOTS)
 
     async def work(seen: Seen, context: Any) -> None:
@@ -377,11 +377,11 @@ async def two_slots(overload: str) -> AsyncIterator[Mesh]:
 
     async with backend(ModelInfer=work) as server, mesh(route(overload)) as m:
         await m.register(server.address, models=("m",))
-        yield m
+        yield m, server
 
 
 async def test_four_times_overloaded_the_high_priority_calls_all_succeed() -> None:
-    async with two_slots("{limit: 2, queue: 16}") as m:
+    async with two_slots("{limit: 2, queue: 16}") as (m, _):
         ends = await busy(m, seconds=2, rates={"high": 15, "low": 145})
     assert ends["high OK"] == sum(n for end, n in ends.items() if end.startswith("high")) > 10
     assert ends["low OVERLOADED"] > ends["low OK"] > 0
@@ -390,8 +390,9 @@ async def test_four_times_overloaded_the_high_priority_calls_all_succeed() -> No
 
 @pytest.mark.parametrize("limit", ["3", "adaptive, min: 1"])
 async def test_three_times_overloaded_the_backend_stays_as_useful_as_it_can_be(limit: str) -> None:
-    async with two_slots(f"{{limit: {limit}, queue: 8}}") as m:
+    async with two_slots(f"{{limit: {limit}, queue: 8}}") as (m, server):
         ends = await busy(m, seconds=2, rates={"normal": 3 * SLOTS / SERVICE_S}, timeout=0.5)
         assert gates(m).unary.limit <= 12
-    assert ends["normal OK"] > 0.5 * 2 * SLOTS / SERVICE_S
+    # Hardly any of what the backend works on is for callers that have given up.
+    assert ends["normal OK"] > 0.8 * len(server.seen) > 0
     assert ends["normal OVERLOADED"] + ends["normal DEADLINE_UNREACHABLE"] > ends["normal OK"]
