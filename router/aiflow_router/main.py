@@ -19,7 +19,7 @@ from aiflow_router.catalog.leases import Leases
 from aiflow_router.config import Config, Listen
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
-from aiflow_router.forwarding.link import METADATA_LIMIT, Links
+from aiflow_router.forwarding.link import TRANSPORT, Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
 from aiflow_router.routing.table import Policy, Table
@@ -222,7 +222,7 @@ def _server(listen: Listen) -> grpc.aio.Server:
             # Twice the real limit: the router itself refuses what is between with a clear error.
             ("grpc.max_receive_message_length", 2 * listen.max_message_mb * 1024 * 1024),
             ("grpc.max_send_message_length", -1),
-            *METADATA_LIMIT,
+            *TRANSPORT,
             *(() if listen.compression else (("grpc.compression_enabled_algorithms_bitset", 1),)),
             # Else a second router on the same port would silently take half of the calls.
             ("grpc.so_reuseport", 0),
