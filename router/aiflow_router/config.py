@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from aiflow_router.balancing.ejection import EjectionPolicy
+from aiflow_router.balancing.verdict import HealthPolicy
 from aiflow_router.catalog.endpoint import Endpoint, Protocol
 from aiflow_router.catalog.fields import address_problem, violations
 from aiflow_router.forwarding.retry import RetryPolicy
@@ -87,12 +89,22 @@ Percent = Annotated[
 ]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+Zone = Annotated[str, Field(max_length=128)]
 # The strategies of balancing.pick.PICKS.
 Balance = Literal["batch_aware", "least_request", "peak_ewma", "round_robin", "session"]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def _without_effect(self, switch: str) -> None:
+        """For a section that is off by `switch`: raises where another key says anything.
+
+        By value, for the printed configuration names every default and must be read again.
+        """
+        fields = type(self).model_fields
+        if any(getattr(self, name) != fields[name].default for name in fields if name != switch):
+            raise ValueError(f"`{switch}` is off, so nothing else here has an effect: leave it out")
 
 
 class Listen(_Section):
@@ -123,6 +135,7 @@ class StaticEndpoint(_Section):
     models: tuple[str, ...] = ()
     services: tuple[str, ...] = ()
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    zone: Zone = ""
 
     @model_validator(mode="after")
     def _fields(self) -> StaticEndpoint:
@@ -146,6 +159,7 @@ class StaticEndpoint(_Section):
             models=tuple(dict.fromkeys(self.models)),
             services=tuple(dict.fromkeys(self.services)),
             weight=self.weight,
+            zone=self.zone,
         )
 
 
@@ -256,12 +270,8 @@ class Overload(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Overload:
-        # By value, for the printed configuration names every default and must be read again.
-        others = set(type(self).model_fields) - {"mode"}
-        if self.mode == "off" and any(
-            getattr(self, name) != type(self).model_fields[name].default for name in others
-        ):
-            raise ValueError("mode is `off`, so nothing else here has an effect: leave it out")
+        if self.mode == "off":
+            self._without_effect("mode")
         if self.limit != "adaptive":
             if self.min is not None or self.max is not None:
                 raise ValueError("`min` and `max` are for `limit: adaptive`; this limit is fixed")
@@ -327,14 +337,92 @@ class Route(_Section):
         return self
 
 
+class Health(_Section):
+    """Active checks by grpc.health.v1 of the endpoints in use."""
+
+    active: bool = True
+    interval: Timeout = 5.0
+    # An answer takes no longer than this, or the check has failed.
+    timeout: Timeout = 2.0
+    # Failed checks in a row that take an endpoint out, and passed ones that bring it back.
+    unhealthy_after: Annotated[int, Field(ge=1, le=100)] = 2
+    healthy_after: Annotated[int, Field(ge=1, le=100)] = 2
+
+    @model_validator(mode="after")
+    def _apart(self) -> Health:
+        if not self.active:
+            self._without_effect("active")
+        if self.timeout > self.interval:
+            raise ValueError("timeout is longer than interval: a check would outlive the next one")
+        return self
+
+    def policy(self) -> HealthPolicy:
+        return HealthPolicy(
+            interval_s=self.interval,
+            timeout_s=self.timeout,
+            unhealthy_after=self.unhealthy_after,
+            healthy_after=self.healthy_after,
+        )
+
+
+class Ejection(_Section):
+    """See balancing.ejection.EjectionPolicy."""
+
+    mode: Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(_off)] = "enforce"
+    consecutive_faults: Annotated[int, Field(ge=1, le=1000)] = 5
+    interval: Timeout = 10.0
+    failure_percentage: Annotated[float, Field(gt=0, le=100)] = 85.0
+    failure_percentage_requests: Annotated[int, Field(ge=1)] = 50
+    success_rate_sigmas: Annotated[float, Field(gt=0, le=100)] = 1.9
+    success_rate_hosts: Annotated[int, Field(ge=2)] = 5
+    success_rate_requests: Annotated[int, Field(ge=1)] = 100
+    base_time: Timeout = 30.0
+    max_time: Timeout = 300.0
+    max_percent: Annotated[float, Field(gt=0, le=100)] = 50.0
+
+    @model_validator(mode="after")
+    def _longest(self) -> Ejection:
+        if self.mode == "off":
+            self._without_effect("mode")
+        if self.max_time < self.base_time:
+            raise ValueError("max_time is shorter than base_time, so it could never apply")
+        return self
+
+    def policy(self) -> EjectionPolicy:
+        return EjectionPolicy(
+            mode=self.mode,
+            consecutive_faults=self.consecutive_faults,
+            interval_s=self.interval,
+            failure_percentage=self.failure_percentage,
+            failure_percentage_requests=self.failure_percentage_requests,
+            success_rate_sigmas=self.success_rate_sigmas,
+            success_rate_hosts=self.success_rate_hosts,
+            success_rate_requests=self.success_rate_requests,
+            base_s=self.base_time,
+            max_s=self.max_time,
+            max_percent=self.max_percent,
+        )
+
+
 class Config(_Section):
     listen: Listen = Listen()
     discovery: Discovery = Discovery(embedded=Embedded())
     auth: Auth = Auth()
     routes: tuple[Route, ...] = ()
+    # The router's own; empty for no preference.
+    zone: Zone = ""
+    slow_start: Duration = 10.0
+    health: Health = Health()
+    ejection: Ejection = Ejection()
 
     @model_validator(mode="after")
     def _once(self) -> Config:
+        zones = {item.zone for item in self.discovery.static}
+        if self.zone and self.discovery.embedded is None and self.zone not in zones:
+            raise ValueError(
+                f'zone: no static endpoint is in zone "{self.zone}" and none can register, so it '
+                "would have no effect"
+            )
         matches = [(route.match.model, route.match.service) for route in self.routes]
         if twice := _first_twice(matches):
             kind, name = ("model", twice[0]) if twice[0] else ("service", twice[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -13,11 +13,14 @@ import structlog
 from aiohttp import web
 
 from aiflow_router.balancing.census import Census
+from aiflow_router.balancing.ejection import Outliers
 from aiflow_router.balancing.load import Loads
+from aiflow_router.balancing.pool import Preference
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.config import Config, Listen
 from aiflow_router.forwarding.batches import Batches
+from aiflow_router.forwarding.health_check import HealthChecks
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import TRANSPORT, Links
 from aiflow_router.forwarding.sender import Sender
@@ -105,7 +108,7 @@ async def serving(
         static=[item.endpoint() for item in config.discovery.static],
         leases=None if config.discovery.embedded is None else Leases(),
     )
-    loads = Loads(clock=loop.time)
+    loads = Loads(clock=loop.time, slow_start_s=config.slow_start)
     links = Links(max_message_bytes=limit_bytes)
     kinds = Kinds(links=links)
     batches = Batches(
@@ -117,19 +120,32 @@ async def serving(
             if route.balance == "batch_aware" and route.match.model is not None
         ),
     )
+    shadow = config.ejection.mode == "shadow"
+    ejections = metrics.would_eject if shadow else metrics.ejected
+    outliers = Outliers(
+        config.ejection.policy(),
+        loads=loads,
+        count=lambda backend, reason: ejections(backend, reason)(),
+    )
     table = _table(config, loads=loads, clock=loop.time)
     front = Front(
         keys=Keys(
             [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
         ),
         table=table,
-        sender=Sender(links=links, metrics=metrics, clock=loop.time, limit_bytes=limit_bytes),
+        sender=Sender(
+            links=links,
+            outliers=outliers,
+            metrics=metrics,
+            clock=loop.time,
+            limit_bytes=limit_bytes,
+        ),
         metrics=metrics,
         access=access,
         limit_bytes=limit_bytes,
     )
     healths = health.Health(table=table)
-    census = Census(catalog=catalog, loads=loads)
+    census = Census(catalog=catalog, loads=loads, panics=table.panics)
     metrics.watch(census, undescribed=kinds.pending)
     metrics.watch_gates(table.gates)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
@@ -144,6 +160,15 @@ async def serving(
         stack.push_async_callback(links.close)
         stack.push_async_callback(kinds.close)
         stack.push_async_callback(batches.close)
+        stack.push_async_callback(_cancelled, _started(outliers.run()))
+        if config.health.active:
+            checks = HealthChecks(
+                config.health.policy(),
+                links=links,
+                loads=loads,
+                count=lambda backend, result: metrics.checked(backend, result)(),
+            )
+            stack.push_async_callback(_cancelled, _started(checks.run()))
         stack.callback(catalog.close)
         await catalog.settled()
         server = _server(config.listen)
@@ -151,7 +176,7 @@ async def serving(
             front,
             {
                 **oip.handlers(front),
-                **registry.handlers(front, catalog=catalog, loads=loads),
+                **registry.handlers(front, catalog=catalog, loads=loads, census=census),
                 **reflection.handlers(front),
             },
             kinds=kinds,
@@ -191,6 +216,17 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.wait((task,))
 
 
+def _started(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    task.add_done_callback(_report)
+    return task
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("the router no longer looks after its endpoints", exc_info=error)
+
+
 def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table:
     policies = [
         (
@@ -213,6 +249,7 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
         services={match.service: policy for match, policy in policies if match.service},
         default=Policy(),
         clock=clock,
+        preference=Preference(zone=config.zone, slow_start_s=config.slow_start),
     )
 
 

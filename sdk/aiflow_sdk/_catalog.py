@@ -9,13 +9,15 @@ from typing import Literal
 from aiflow.registry.v1 import registry_pb2
 from aiflow_sdk.errors import DeadlineExceededError
 
-State = Literal["READY", "DRAINING", "UNREACHABLE", "UNKNOWN"]
+State = Literal["READY", "DRAINING", "UNREACHABLE", "UNHEALTHY", "EJECTED", "UNKNOWN"]
 
 _PROTOCOLS = {registry_pb2.PROTOCOL_OIP: "oip", registry_pb2.PROTOCOL_GRPC: "grpc"}
 _STATES: dict[int, State] = {
     registry_pb2.ENDPOINT_STATE_READY: "READY",
     registry_pb2.ENDPOINT_STATE_DRAINING: "DRAINING",
     registry_pb2.ENDPOINT_STATE_UNREACHABLE: "UNREACHABLE",
+    registry_pb2.ENDPOINT_STATE_UNHEALTHY: "UNHEALTHY",
+    registry_pb2.ENDPOINT_STATE_EJECTED: "EJECTED",
 }
 
 

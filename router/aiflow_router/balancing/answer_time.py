@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from aiflow_router.balancing.outcome import FAULTS
+
 # After this long without a new measurement 37 % of the old one is left.
 DECAY_S = 10.0
 # A failure counts as an answer that took this long at least, and twice as long as usual at least:
 # failing fast must not look like being fast.
 FAILED_S = 1.0
 MAX_FAILED_S = 60.0
-
-# Of the outcomes of an attempt those that are the endpoint's fault. The rest but OK are the
-# caller's: they say that the answer took at least this long, not that the endpoint is fast.
-_FAULTS = frozenset(
-    {
-        *("UNREACHABLE", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
-        *("INTERNAL", "UNKNOWN", "ABORTED", "DATA_LOSS", "UNIMPLEMENTED"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +33,12 @@ class AnswerTime:
 
 
 def counted_s(*, outcome: str, took_s: float, usual_s: float | None) -> float | None:
-    """What an attempt that ended so counts as; None where it says nothing."""
-    if outcome in _FAULTS:
+    """What an attempt that ended so counts as; None where it says nothing.
+
+    An outcome that is neither an answer nor a fault says that an answer would have taken at least
+    this long, not that the endpoint is fast.
+    """
+    if outcome in FAULTS:
         return max(took_s, min(max(FAILED_S, 2 * (usual_s or 0.0)), MAX_FAILED_S))
     if outcome != "OK" and (usual_s is None or took_s <= usual_s):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.catalog import Catalog
@@ -11,16 +11,30 @@ from aiflow_router.catalog.endpoint import Endpoint, State
 
 
 class Census:
-    def __init__(self, *, catalog: Catalog, loads: Loads) -> None:
+    """Args: panics: the models and services, by backend, for which no endpoint is fit."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        loads: Loads,
+        panics: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._catalog = catalog
         self._loads = loads
+        self._panics = panics
 
     def state(self, endpoint: Endpoint) -> State:
-        """The endpoint's own state, or UNREACHABLE where the router failed to connect lately."""
+        """The endpoint's own state, or where that is READY what keeps it out of picking."""
         state = self._catalog.snapshot.entries[endpoint.key].state
-        if state is State.READY and self._loads.unreachable(endpoint):
+        if state is not State.READY:
+            return state
+        load = self._loads[endpoint]
+        if load.cool_until_s > self._loads.changes.clock():
             return State.UNREACHABLE
-        return state
+        if load.unhealthy:
+            return State.UNHEALTHY
+        return State.EJECTED if load.ejected else state
 
     def inflight(self) -> Mapping[str, int]:
         found: dict[str, int] = {}
@@ -34,10 +48,16 @@ class Census:
             (key[0], entry.state) for key, entry in self._catalog.snapshot.entries.items()
         )
         for load in self._loads:
-            if load.refusals and self.state(load.endpoint) is State.UNREACHABLE:
-                found[load.endpoint.backend, State.READY] -= 1
-                found[load.endpoint.backend, State.UNREACHABLE] += 1
+            if load.refusals or load.unhealthy or load.ejected:
+                state = self.state(load.endpoint)
+                if state not in (State.READY, State.DRAINING):
+                    found[load.endpoint.backend, State.READY] -= 1
+                    found[load.endpoint.backend, state] += 1
         return {(name, state.name.lower()): count for (name, state), count in found.items()}
+
+    def panics(self) -> Mapping[str, int]:
+        """Models and services of each backend for which endpoints are used that are not fit."""
+        return self._panics()
 
     def age_s(self) -> float:
         return self._catalog.age_s()

@@ -25,19 +25,5 @@ PICKS: Mapping[str, Pick] = {
 }
 # The strategies that want answers timed.
 TIMED = frozenset({"batch_aware", "peak_ewma"})
-
-
-def candidates(
-    loads: Sequence[Load], *, now_s: float, tried: Sequence[Load] = ()
-) -> Sequence[Load]:
-    """The loads to pick from: those not tried and not cooling off.
-
-    When all that are untried cool off they are used anyway: trying is better than refusing.
-    """
-    for load in loads:
-        if load.cool_until_s > now_s or load in tried:
-            break
-    else:
-        return loads
-    untried = [load for load in loads if load not in tried]
-    return [load for load in untried if load.cool_until_s <= now_s] or untried
+# The strategies whose sessions must not be spread by chance.
+STEADY = frozenset({"session"})

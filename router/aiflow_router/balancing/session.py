@@ -20,6 +20,12 @@ MAX_HOMES = 1024
 MAX_NAME = 256
 
 
+def draw(name: str) -> float:
+    """A number from 0 up to 1 that is the session's own; `session` does not depend on it."""
+    digest = hashlib.blake2b(name.encode(), digest_size=_HASH_BYTES, person=b"draw").digest()
+    return float(int.from_bytes(digest) / _HASHES)
+
+
 def session(loads: Sequence[Load], rng: random.Random, now_s: float, asked: Asked) -> Load:
     """The endpoint whose hash with the session is best; without a session the least busy.
 

@@ -19,6 +19,8 @@ class State(IntEnum):
     READY = 1
     DRAINING = 2
     UNREACHABLE = 3
+    UNHEALTHY = 4
+    EJECTED = 5
 
 
 Key = tuple[str, str]
@@ -33,7 +35,7 @@ class Endpoint:
         address: "host:port" or "[v6]:port".
         models: each once, as are services.
         weight: relative share of calls, 1 to 1000.
-        zone: failure zone; shown, not yet used for picking.
+        zone: failure zone.
     """
 
     backend: str

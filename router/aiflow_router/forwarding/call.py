@@ -19,6 +19,7 @@ class Call:
         method: full gRPC method, "/package.Service/Method".
         onward: metadata for the backend.
         deadline_s: on the event loop's clock; infinite where nobody set one.
+        timed_here: that is the router's own, earlier than any that the caller set.
         attempts: endpoints tried so far.
         load: the endpoint tried last, or the one that answered.
         tried: endpoints that will not be tried again.
@@ -29,6 +30,7 @@ class Call:
     plan: Plan
     onward: Pairs
     deadline_s: float
+    timed_here: bool = False
     attempts: int = 0
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)

@@ -45,6 +45,13 @@ def is_late(failure: grpc.aio.AioRpcError, *, due_s: float, now_s: float) -> boo
     )
 
 
+def outcome(failure: grpc.aio.AioRpcError, call: Call, *, now_s: float) -> str:
+    """What an attempt came to: the status, but ROUTE_TIMEOUT where the router's own time was up."""
+    if call.timed_here and is_late(failure, due_s=call.deadline_s, now_s=now_s):
+        return "ROUTE_TIMEOUT"
+    return failure.code().name
+
+
 def pushback_s(failure: grpc.aio.AioRpcError) -> float | None:
     """How long the backend asks to wait before a retry; negative: not in here; None: it did not.
 

@@ -56,6 +56,8 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # A name is looked up again when its connection is lost; after gRPC's 30 s that is too late.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
         # Finds a peer that vanished without a word; 20 s is what servers tolerate with calls open.
         ("grpc.keepalive_time_ms", 20_000),
         # gRPC's keepalive timeout has no effect while this one is at its minute.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import Pick
+from aiflow_router.balancing.pool import Pool
 from aiflow_router.forwarding.hedge import Hedge
 from aiflow_router.forwarding.retry import Budget, RetryPolicy
 
@@ -20,6 +21,7 @@ class Plan:
         name: the model or service.
         is_model: which of the two.
         loads: the endpoints that take new calls, never none.
+        pool: which of them may be picked now.
         timeout_s: of a call with one request and one answer.
         memory: for `pick`; this, `budget` and `hedge` are the name's, so they outlive the plan.
         hedge: None where a route asks for none.
@@ -28,6 +30,7 @@ class Plan:
     name: str
     is_model: bool
     loads: Sequence[Load]
+    pool: Pool
     timeout_s: float
     pick: Pick
     memory: Memory = field(default_factory=Memory)

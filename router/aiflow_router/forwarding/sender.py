@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import grpc
 import grpc.aio
 
-from aiflow_router.balancing.pick import candidates
+from aiflow_router.balancing.ejection import Outliers
 from aiflow_router.forwarding import failure as failures
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.link import Link, Links
@@ -68,6 +68,7 @@ class Sender:
         self,
         *,
         links: Links,
+        outliers: Outliers,
         metrics: Metrics,
         clock: Callable[[], float],
         limit_bytes: int,
@@ -77,6 +78,7 @@ class Sender:
         self.clock = clock
         self.limit_bytes = limit_bytes
         self._links = links
+        self._outliers = outliers
         self._metrics = metrics
         self._attempts = metrics.attempts
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
@@ -90,7 +92,7 @@ class Sender:
         plan = call.plan
         while call.attempts < plan.retry.attempts:
             now_s = self.clock()
-            untried = candidates(plan.loads, now_s=now_s, tried=call.tried)
+            untried = plan.pool.open(now_s, self._rng, call)
             if not untried:
                 break
             load = call.load = plan.pick(untried, self._rng, now_s, call)
@@ -123,6 +125,7 @@ class Sender:
         link.call_ended()
         if took_s is not None and call.plan.memory.timed:
             self.answered(call, outcome, took_s=took_s)
+        self._outliers.ended(load, outcome)
         self._attempts(load.endpoint.backend, outcome)()
 
     def answered(self, call: Call, outcome: str, *, took_s: float) -> None:
@@ -246,7 +249,9 @@ class Sender:
             late = due_s < call.deadline_s and failures.is_late(
                 error, due_s=due_s, now_s=self.clock()
             )
-            outcome = "PER_TRY_TIMEOUT" if late else error.code().name
+            outcome = (
+                "PER_TRY_TIMEOUT" if late else failures.outcome(error, call, now_s=self.clock())
+            )
             return _Failed(error=error, lost=await self.lost(call, link, error), late=late)
         else:
             outcome = "OK"

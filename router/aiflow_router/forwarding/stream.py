@@ -69,7 +69,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
         outcome = "OK"
         return back(await rpc.trailing_metadata())
     except grpc.aio.AioRpcError as failure:
-        outcome = failure.code().name
+        outcome = failures.outcome(failure, call, now_s=sender.clock())
         lost = await sender.lost(call, link, failure)
         if lost and received and not failures.has_details(failure):
             raise failures.stream_broken(call) from failure
@@ -86,7 +86,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
             outcome = "REFUSED"
             raise up.refusal from None
         if patience.ended is not None:
-            outcome = "DEADLINE_EXCEEDED"
+            outcome = "ROUTE_TIMEOUT"
             raise patience.ended from None
         raise
     finally:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import difflib
 import itertools
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from aiflow_router.balancing.filling import Filling
 from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.memory import Memory
-from aiflow_router.balancing.pick import PICKS, TIMED
+from aiflow_router.balancing.pick import PICKS, STEADY, TIMED
+from aiflow_router.balancing.pool import Pool, Preference
 from aiflow_router.catalog.endpoint import Key, Protocol
 from aiflow_router.catalog.snapshot import Change, Moves, Served, Snapshot
 from aiflow_router.forwarding.hedge import Hedge
@@ -75,11 +76,22 @@ class Table:
         services: Mapping[str, Policy],
         default: Policy,
         clock: Callable[[], float],
+        preference: Preference | None = None,
     ) -> None:
         self._loads = loads
+        self._clock = clock
         self.default = default
-        self._models = _Names("model", models, default, clock)
-        self._services = _Names("service", services, default, clock)
+
+        def pool(found: Sequence[Load], balance: str) -> Pool:
+            return Pool(
+                found,
+                changes=loads.changes,
+                preference=preference,
+                steady=balance in STEADY,
+            )
+
+        self._models = _Names("model", models, default, clock, pool)
+        self._services = _Names("service", services, default, clock, pool)
         self._oip: dict[Key, Load] = {}
 
     def follow(self, snapshot: Snapshot, change: Change) -> None:
@@ -120,6 +132,7 @@ class Table:
                 name=load.endpoint.backend,
                 is_model=False,
                 loads=(load,),
+                pool=Pool((load,), changes=self._loads.changes),
                 timeout_s=self.default.timeout_s,
                 pick=PICKS[self.default.balance],
                 retry=RetryPolicy(attempts=1),
@@ -158,6 +171,15 @@ class Table:
             by_backend.setdefault(plan.loads[0].endpoint.backend, plan)
         return list(by_backend.values())
 
+    def panics(self) -> Mapping[str, int]:
+        """By backend, how many models and services have no endpoint that is fit and use all."""
+        now_s = self._clock()
+        found: Counter[str] = Counter()
+        for plans in (self._models.plans, self._services.plans):
+            for plan in plans.values():
+                found[plan.loads[0].endpoint.backend] += plan.pool.panics(now_s)
+        return found
+
     def knows_model(self, name: str) -> bool:
         return self._models.knows(name)
 
@@ -174,8 +196,10 @@ class _Names:
         policies: Mapping[str, Policy],
         default: Policy,
         clock: Callable[[], float],
+        pool: Callable[[Sequence[Load], str], Pool],
     ) -> None:
         self._kind = kind
+        self._pool = pool
         self._policies = policies
         self._default = default
         self._clock = clock
@@ -251,10 +275,12 @@ class _Names:
         self, name: str, members: Mapping[Key, Load], joined: Iterable[Load], left: Iterable[Load]
     ) -> GatedPlan:
         policy = self._policies.get(name, self._default)
+        loads = tuple(members.values())
+        pool = self._pool(loads, policy.balance)
         previous = self.plans.get(name)
         if previous is not None:
             previous.memory.follow(joined=joined, left=left)
-            return replace(previous, loads=tuple(members.values()))
+            return replace(previous, loads=loads, pool=pool)
         memory = _memory(name, policy)
         memory.follow(joined=joined, left=left)
         if name not in self.gates:
@@ -262,7 +288,8 @@ class _Names:
         return GatedPlan(
             name=name,
             is_model=self._kind == "model",
-            loads=tuple(members.values()),
+            loads=loads,
+            pool=pool,
             timeout_s=policy.timeout_s,
             pick=PICKS[policy.balance],
             memory=memory,

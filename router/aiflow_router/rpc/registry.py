@@ -36,20 +36,18 @@ _STATES = {
     State.READY: registry_pb2.ENDPOINT_STATE_READY,
     State.DRAINING: registry_pb2.ENDPOINT_STATE_DRAINING,
     State.UNREACHABLE: registry_pb2.ENDPOINT_STATE_UNREACHABLE,
+    State.UNHEALTHY: registry_pb2.ENDPOINT_STATE_UNHEALTHY,
+    State.EJECTED: registry_pb2.ENDPOINT_STATE_EJECTED,
 }
 
 M = TypeVar("M", bound=Message)
 
 
 def handlers(
-    front: Front, *, catalog: Catalog, loads: Loads
+    front: Front, *, catalog: Catalog, loads: Loads, census: Census
 ) -> Mapping[str, grpc.RpcMethodHandler[bytes, bytes]]:
     """The handlers by full method."""
-    registry = _Registry(
-        catalog=catalog,
-        loads=loads,
-        census=Census(catalog=catalog, loads=loads),
-    )
+    registry = _Registry(catalog=catalog, loads=loads, census=census)
 
     def handler(name: str, work: Unary, *, register: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
         return front.unary(

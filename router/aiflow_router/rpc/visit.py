@@ -259,7 +259,8 @@ class Front:
     ) -> Call:
         """The visit's call by its plan, due in `timeout_s` or when the caller says, if earlier."""
         left_s = context.time_remaining()
-        if left_s is not None and left_s < timeout_s:
+        timed_here = left_s is None or left_s >= timeout_s
+        if left_s is not None and not timed_here:
             timeout_s = passed_on_s(left_s)
         visit.label = visit.asked = plan.name
         visit.call = Call(
@@ -267,6 +268,7 @@ class Front:
             plan=plan,
             onward=visit.head.onward,
             deadline_s=self._clock() + timeout_s,
+            timed_here=timed_here,
         )
         return visit.call
 

@@ -47,6 +47,9 @@ class Catalogued(Protocol):
     def endpoints(self) -> Mapping[tuple[str, str], int]:
         """Endpoints by backend and state."""
 
+    def panics(self) -> Mapping[str, int]:
+        """Models and services for which endpoints are used that are not fit, by backend."""
+
     def age_s(self) -> float: ...
 
 
@@ -137,6 +140,24 @@ class Metrics:
             buckets=_DURATION_BUCKETS_S,
             registry=self.registry,
         )
+        ejections = Counter(
+            "aiflow_ejections",
+            "Endpoints left out because of how their calls ended.",
+            ("backend", "reason"),
+            registry=self.registry,
+        )
+        would_eject = Counter(
+            "aiflow_ejections_shadow",
+            "Ejections that `ejection.mode: shadow` did not make.",
+            ("backend", "reason"),
+            registry=self.registry,
+        )
+        checks = Counter(
+            "aiflow_health_checks",
+            "Answers to the router's own health checks, and endpoints that gave none.",
+            ("backend", "result"),
+            registry=self.registry,
+        )
         # The file is read once, and a router does not start with a wrong one: it stays 0.
         Counter(
             "aiflow_config_load_errors",
@@ -147,6 +168,9 @@ class Metrics:
         self.duration = _cached(lambda *labels: duration.labels(*labels).observe)
         self.attempts = _cached(lambda *labels: attempts.labels(*labels).inc)
         self.queue_wait = _cached(lambda *labels: queue_wait.labels(*labels).observe)
+        self.ejected = _cached(lambda *labels: ejections.labels(*labels).inc)
+        self.would_eject = _cached(lambda *labels: would_eject.labels(*labels).inc)
+        self.checked = _cached(lambda *labels: checks.labels(*labels).inc)
         self.overhead = overhead.observe
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
@@ -193,12 +217,19 @@ class _AtScrape:
         )
         for labels, count in self._catalogued.endpoints().items():
             endpoints.add_metric(labels, count)
+        panics = GaugeMetricFamily(
+            "aiflow_panic",
+            "Models and services without a fit endpoint, for which all endpoints are used.",
+            labels=("backend",),
+        )
+        for backend, count in self._catalogued.panics().items():
+            panics.add_metric((backend,), count)
         age = GaugeMetricFamily(
             "aiflow_discovery_age_seconds",
             "Time since a registered server was last heard of.",
             value=self._catalogued.age_s(),
         )
-        return (inflight, endpoints, age)
+        return (inflight, endpoints, panics, age)
 
 
 class _GatesAtScrape:

@@ -13,7 +13,7 @@ from aiflow_sdk._catalog import Endpoint
 from aiflow_sdk.client import Client
 from aiflow_sdk.command.options import calls_router
 
-_COLOURS = {"READY": "green", "DRAINING": "yellow", "UNREACHABLE": "red", "UNKNOWN": "red"}
+_COLOURS = {"READY": "green", "DRAINING": "yellow"}
 
 
 @click.command()
@@ -52,7 +52,7 @@ def _table(endpoints: tuple[Endpoint, ...]) -> Table:
             one.address,
             one.protocol,
             "\n".join((*one.models, *one.services)),
-            f"[{_COLOURS[one.state]}]{one.state}[/]",
+            f"[{_COLOURS.get(one.state, 'red')}]{one.state}[/]",
             str(one.inflight),
             f"{one.expires_in_s:.1f} s" if one.expires_in_s else "static",
         )

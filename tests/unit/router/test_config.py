@@ -124,6 +124,27 @@ def test_an_empty_file_means_the_defaults() -> None:
             id="an aim that is met only by failures",
         ),
         pytest.param("discovery: {}", "name a source", id="no discovery"),
+        pytest.param("ejection: {mode: shadw}", "did you mean `shadow`?", id="an unknown mode"),
+        pytest.param(
+            "ejection: {mode: off, base_time: 1s}", "nothing else here", id="no ejection, for 1 s"
+        ),
+        pytest.param(
+            "health: {active: false, interval: 9s}", "nothing else here", id="no checks every 9 s"
+        ),
+        pytest.param("ejection: {max_percent: 0}", "greater than 0", id="a floor that is a wall"),
+        pytest.param(
+            "ejection: {base_time: 10m}", "max_time is shorter", id="a longest time too short"
+        ),
+        pytest.param(
+            "health: {interval: 1s}", "timeout is longer than interval", id="checks that overlap"
+        ),
+        pytest.param("health: {fall: 2}", "unknown key `health.fall`", id="HAProxy's words"),
+        pytest.param(
+            "zone: a\ndiscovery: {static: [{backend: b, address: 'h:1', protocol: oip, "
+            "models: [m], zone: b}]}",
+            'no static endpoint is in zone "a"',
+            id="a zone that nobody is in",
+        ),
         pytest.param(
             "discovery: {static: [{backend: b, address: nowhere, protocol: oip, models: [m]}]}",
             "address:",
@@ -172,6 +193,13 @@ def test_overload_is_read_with_its_defaults() -> None:
     assert (default.limit, default.queue, default.mode) == (1024, 128, "enforce")
     assert off.mode == "off"
     assert (adaptive.limit, adaptive.lowest, adaptive.highest) == (None, 3, 9)
+    assert parse(printed(config)) == config
+
+
+def test_what_looks_after_endpoints_can_be_switched_off() -> None:
+    config = parse("health: {active: false}\nejection: {mode: off}\nslow_start: 0s")
+    assert (config.health.active, config.ejection.mode, config.slow_start) == (False, "off", 0)
+    assert parse("ejection: {max_percent: 10}").ejection.policy().max_percent == 10
     assert parse(printed(config)) == config
 
 

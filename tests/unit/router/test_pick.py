@@ -7,10 +7,10 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.router.loads import Asking, load, pick
+from unit.router.loads import Asking, load, opened, pick
 
 from aiflow_router.balancing.load import MAX_COOL_OFF_S
-from aiflow_router.balancing.pick import PICKS, candidates
+from aiflow_router.balancing.pick import PICKS
 from aiflow_router.config import Balance
 
 
@@ -46,12 +46,12 @@ def test_weights_share_the_calls() -> None:
 @given(
     st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6),
 )
-def test_candidates_are_untried_and_warm_but_never_none_while_one_is_untried(
+def test_open_are_the_untried_and_warm_but_never_none_while_one_is_untried(
     flags: list[tuple[bool, bool]],
 ) -> None:
     loads = [load(n, cool_until_s=5.0 if cools else 0.0) for n, (cools, _) in enumerate(flags)]
     tried = [item for item, (_, used) in zip(loads, flags, strict=True) if used]
-    found = candidates(loads, now_s=1.0, tried=tried)
+    found = opened(loads, now_s=1.0, tried=tried)
     assert not set(map(id, found)) & set(map(id, tried))
     assert bool(found) == (len(tried) < len(loads))
     if any(not used and not cools for cools, used in flags):
@@ -85,7 +85,7 @@ def test_no_strategy_picks_a_tried_or_cooling_one_while_another_is_free(
     free = [item for item in loads if item not in tried and item.cool_until_s <= 1.0]
     asking, rng = Asking(), random.Random(1)
     for number in range(20):
-        found = candidates(loads, now_s=1.0, tried=tried)
+        found = opened(loads, now_s=1.0, tried=tried)
         if found:
             asking.session = str(number)
             assert pick(name, found, rng, asking=asking, now_s=1.0) in (free or found)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.router.loads import Asking, load, pick
+from unit.router.loads import Asking, load, opened, pick
 
 from aiflow_router.balancing.load import Load
-from aiflow_router.balancing.pick import candidates
 from aiflow_router.balancing.session import MAX_HOMES, MAX_NAME
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=8)
@@ -43,11 +42,11 @@ def test_a_session_returns_with_its_endpoint_and_the_order_does_not_matter(
     for name in names:
         first = home(loads, name)
         first.cool_until_s = 5.0
-        instead = home(candidates(loads, now_s=1.0), name)
+        instead = home(opened(loads, now_s=1.0), name)
         assert instead is not first
-        assert instead is home(candidates(loads, now_s=1.0), name)
-        assert home(candidates(loads[::-1], now_s=6.0), name) is first
-        assert home(candidates(loads, now_s=6.0, tried=[first]), name) is instead
+        assert instead is home(opened(loads, now_s=1.0), name)
+        assert home(opened(loads[::-1], now_s=6.0), name) is first
+        assert home(opened(loads, now_s=6.0, tried=[first]), name) is instead
         first.cool_until_s = 0.0
 
 

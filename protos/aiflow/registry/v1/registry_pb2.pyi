@@ -62,6 +62,14 @@ class _EndpointStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Endpoin
     """The router could not connect to it lately; it is tried again by itself.
     Set by the router only.
     """
+    ENDPOINT_STATE_UNHEALTHY: _EndpointState.ValueType  # 4
+    """Its health check fails or says NOT_SERVING; it returns when that passes.
+    Set by the router only.
+    """
+    ENDPOINT_STATE_EJECTED: _EndpointState.ValueType  # 5
+    """Too many of its calls failed: it is left out for a while, then tried with
+    one call. Set by the router only.
+    """
 
 class EndpointState(_EndpointState, metaclass=_EndpointStateEnumTypeWrapper):
     """Whether an endpoint takes new calls."""
@@ -74,6 +82,14 @@ ENDPOINT_STATE_DRAINING: EndpointState.ValueType  # 2
 ENDPOINT_STATE_UNREACHABLE: EndpointState.ValueType  # 3
 """The router could not connect to it lately; it is tried again by itself.
 Set by the router only.
+"""
+ENDPOINT_STATE_UNHEALTHY: EndpointState.ValueType  # 4
+"""Its health check fails or says NOT_SERVING; it returns when that passes.
+Set by the router only.
+"""
+ENDPOINT_STATE_EJECTED: EndpointState.ValueType  # 5
+"""Too many of its calls failed: it is left out for a while, then tried with
+one call. Set by the router only.
 """
 Global___EndpointState: _TypeAlias = EndpointState  # noqa: Y015
 
@@ -102,7 +118,7 @@ class Endpoint(_message.Message):
     """Relative share of calls, 1 to 1000; 0 means 1."""
     zone: _builtins.str
     """Failure zone, free text of at most 128 characters; empty when there is one
-    zone. Only shown so far: calls are not picked by it.
+    zone. A router that knows its own zone prefers endpoints of it.
     """
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -1,0 +1,283 @@
+"""Active health checks by grpc.health.v1 of the endpoints in use.
+
+An endpoint is in use from its first call until it had none for a minute, and as long as it is out.
+It is checked when its use begins, and then watched where it offers Watch, else checked at every
+interval. In between it is looked at when there is doubt: it refused or lost a connection (again
+and again until it is back), or its calls in flight bring no answer. Idle endpoints, of which there
+may be thousands, cost nothing.
+
+What an endpoint does not offer it is not blamed for (gRFC A17): UNIMPLEMENTED, and any other
+refusal of the check itself, is an answer, so whoever gave it is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Literal
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from aiflow_router.balancing.load import Load, Loads
+from aiflow_router.balancing.verdict import HealthPolicy, Verdict
+from aiflow_router.forwarding.link import Link, Links
+
+_log = structlog.get_logger(__name__)
+
+CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
+_REQUEST = health_pb2.HealthCheckRequest().SerializeToString()
+
+TICK_S = 0.2
+LOOK_EVERY_S = 1.0
+IDLE_AFTER_S = 60.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
+CHECKS_AT_ONCE = 64
+DROPS_WITHIN_S = 0.1
+NEVER_S = float("inf")
+
+Result = Literal["serving", "not_serving", "not_offered", "no_answer", "unreachable"]
+
+_SAID: dict[int, Result] = {
+    health_pb2.HealthCheckResponse.SERVING: "serving",
+    # It has no word on itself as a whole, only on single services.
+    health_pb2.HealthCheckResponse.SERVICE_UNKNOWN: "not_offered",
+}
+_NO_ANSWER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Watched:
+    """An endpoint in use.
+
+    Attributes:
+        due_s: when it is checked next, unless it tells by itself; `NEVER_S` while it can.
+        polled: it does not offer Watch.
+        pause_s: before the next look at one that is out.
+        answers: that had come when it was last looked at.
+        used_s: when a call was last seen.
+    """
+
+    load: Load
+    due_s: float
+    used_s: float
+    answers: int
+    verdict: Verdict = field(default_factory=Verdict)
+    checked_s: float = float("-inf")
+    pause_s: float = FIRST_PAUSE_S
+    polled: bool = False
+    checking: asyncio.Task[None] | None = None
+    watching: asyncio.Task[None] | None = None
+
+
+class HealthChecks:
+    """Keeps endpoints out that cannot take calls. Lives in one event loop.
+
+    Args:
+        count: told the backend and the result of each check.
+    """
+
+    def __init__(
+        self,
+        policy: HealthPolicy,
+        *,
+        links: Links,
+        loads: Loads,
+        count: Callable[[str, Result], None],
+        rng: random.Random | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._policy = policy
+        self._links = links
+        self._loads = loads
+        self._count = count
+        self._clock = loads.changes.clock
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._sleep = sleep
+        self._watched: dict[Load, _Watched] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looked_s = float("-inf")
+        # An endpoint that is out is looked at again before this is over.
+        self._hold_s = 2 * policy.timeout_s + 2 * LONGEST_PAUSE_S
+        loads.changes.on_doubt = self.doubt
+
+    async def run(self) -> None:
+        """Looks after the endpoints until it is cancelled."""
+        try:
+            while True:
+                await self._sleep(TICK_S)
+                self._tick(self._clock())
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    def doubt(self, load: Load) -> None:
+        """Checks the endpoint at once."""
+        self._one(load, self._clock()).due_s = self._clock()
+
+    def _one(self, load: Load, now_s: float) -> _Watched:
+        one = self._watched.get(load)
+        if one is None:
+            one = _Watched(load=load, due_s=now_s, used_s=now_s, answers=_answers(load))
+            self._watched[load] = one
+        return one
+
+    def _tick(self, now_s: float) -> None:
+        if now_s >= self._looked_s + LOOK_EVERY_S:
+            self._looked_s = now_s
+            for load in self._loads:
+                if load.calls or load.inflight:
+                    self._look(self._one(load, now_s), now_s)
+        room = CHECKS_AT_ONCE - sum(not _idle(one.checking) for one in self._watched.values())
+        for one in list(self._watched.values()):
+            if one.load not in self._loads:
+                self._rest(one)
+                del self._watched[one.load]
+            elif now_s >= one.due_s and room > 0 and _idle(one.checking):
+                room -= 1
+                one.checking = self._start(self._check(one))
+
+    def _look(self, one: _Watched, now_s: float) -> None:
+        """Whether it is in use, and whether its calls get answers."""
+        load = one.load
+        before, one.answers = one.answers, _answers(load)
+        if one.answers != before or load.inflight:
+            if now_s > one.used_s + IDLE_AFTER_S:
+                one.due_s = now_s
+            one.used_s = now_s
+            if one.answers == before and now_s >= one.checked_s + self._policy.interval_s:
+                one.due_s = min(one.due_s, now_s)
+        elif now_s > one.used_s + IDLE_AFTER_S and load.fit(now_s):
+            self._rest(one)
+
+    def _rest(self, one: _Watched) -> None:
+        one.due_s, one.polled = NEVER_S, False
+        for task in (one.checking, one.watching):
+            if task is not None:
+                task.cancel()
+
+    async def _check(self, one: _Watched) -> None:
+        link = self._links[one.load.endpoint.address]
+        link.calls += 1
+        try:
+            if link.ready() or await link.connect(timeout_s=self._policy.timeout_s):
+                result = await self._ask(link)
+                if _idle(one.watching) and not one.polled and result != "no_answer":
+                    one.watching = self._start(self._watch(one, link))
+            else:
+                result, one.polled = "unreachable", False
+        finally:
+            link.call_ended()
+        self._heard(one, result)
+
+    async def _ask(self, link: Link) -> Result:
+        # On the wire a unary call is a stream of one message each way.
+        rpc = link.stream(CHECK)(timeout=self._policy.timeout_s)
+        try:
+            await rpc.write(_REQUEST)
+            await rpc.done_writing()
+            return _said(await rpc.read())
+        except grpc.aio.AioRpcError as failure:
+            return "no_answer" if failure.code() in _NO_ANSWER else "not_offered"
+        except asyncio.InvalidStateError:  # It was over before it was asked.
+            return "no_answer" if await rpc.code() in _NO_ANSWER else "not_offered"
+        finally:
+            rpc.cancel()
+
+    async def _watch(self, one: _Watched, link: Link) -> None:
+        """Hears of changes until the endpoint or its connection ends that."""
+        link.calls += 1
+        rpc = link.stream(WATCH)()
+        try:
+            await rpc.write(_REQUEST)
+            await rpc.done_writing()
+            while (message := await rpc.read()) is not grpc.aio.EOF:
+                self._heard(one, _said(message))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # What is next depends only on whether there is still a connection.
+        finally:
+            rpc.cancel()
+            link.call_ended()
+        # A call may hear of a broken connection before its channel does.
+        one.polled = not await link.drops(within_s=DROPS_WITHIN_S)
+        one.due_s = self._clock() + (self._policy.interval_s if one.polled else 0.0)
+
+    def _heard(self, one: _Watched, result: Result) -> None:
+        load, policy = one.load, self._policy
+        self._count(load.endpoint.backend, result)
+        now_s = one.checked_s = self._clock()
+        if result == "unreachable" or (result == "no_answer" and load.refusals):
+            load.unreachable(until_s=now_s + self._hold_s)
+            self._again(one, now_s)
+            return
+        if result == "not_serving":
+            one.verdict = Verdict.refusing(policy)
+        else:
+            one.verdict = one.verdict.after(passed=result != "no_answer", policy=policy)
+        if result != "no_answer":
+            load.connected()
+        if one.verdict.healthy:
+            load.passes()
+            one.pause_s = FIRST_PAUSE_S
+            told = not (_idle(one.watching) or one.verdict.against)
+            one.due_s = NEVER_S if told else now_s + self._until_next_s(one)
+        else:
+            if result == "not_serving":
+                load.fails("it says NOT_SERVING")
+            elif not load.unhealthy:
+                load.fails(f"no answer to health checks within {policy.timeout_s:g} s")
+            self._again(one, now_s)
+
+    def _until_next_s(self, one: _Watched) -> float:
+        if one.verdict.against:
+            return 0.0
+        return self._policy.interval_s * self._rng.uniform(0.9, 1.0)
+
+    def _again(self, one: _Watched, now_s: float) -> None:
+        one.due_s = now_s + one.pause_s * self._rng.uniform(0.5, 1.0)
+        one.pause_s = min(2 * one.pause_s, LONGEST_PAUSE_S)
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a health check failed in the router itself", exc_info=error)
+
+
+def _answers(load: Load) -> int:
+    return load.calls - load.faults
+
+
+def _idle(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()
+
+
+def _said(message: object) -> Result:
+    """What a message of Check or Watch says; one that cannot be read says nothing of health."""
+    if not isinstance(message, bytes):
+        return "no_answer"
+    try:
+        status = health_pb2.HealthCheckResponse.FromString(message).status
+    except DecodeError:
+        return "not_offered"
+    return _SAID.get(status, "not_serving")
