@@ -7,6 +7,7 @@ silently without effect.
 from __future__ import annotations
 
 import re
+import sys
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,6 +26,8 @@ from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.identity.keys import KeyRecord
 from aiflow_router.limits import overload as limits
 
+DEFAULT_CONNECTION_AGE_S = 30.0
+
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -34,6 +37,11 @@ def _seconds(value: object) -> float:
     if match is None:
         raise ValueError('must be a duration with its unit, such as "150ms", "2s" or "5m"')
     return float(match["number"]) * _UNIT_S[match["unit"]]
+
+
+def _written(value_s: float) -> str:
+    """As `_seconds` reads it, whatever its size."""
+    return f"{value_s:.9f}".rstrip("0").rstrip(".") + "s"
 
 
 def _positive(value: float) -> float:
@@ -77,7 +85,7 @@ def _first_twice(items: list[Any]) -> Any:
 Duration = Annotated[
     float,
     BeforeValidator(_seconds),
-    PlainSerializer(lambda value: f"{value:g}s", when_used="json"),
+    PlainSerializer(_written, when_used="json"),
 ]
 Timeout = Annotated[Duration, AfterValidator(_positive)]
 Percent = Annotated[
@@ -98,6 +106,11 @@ class _Section(BaseModel):
 class Listen(_Section):
     grpc: ListenAddress = "127.0.0.1:7600"
     http: ListenAddress = "127.0.0.1:7601"
+    # Processes that share listen.grpc.
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    # When a caller's connection is asked to be made anew; None: never with one worker, with more
+    # after DEFAULT_CONNECTION_AGE_S, for by this connections move from a worker to its successor.
+    max_connection_age: Timeout | None = None
     max_message_mb: Annotated[int, Field(ge=1, le=512)] = 64
     # Calls that one connection may have open at once; the caller's gRPC holds further ones back.
     max_concurrent_streams: Annotated[int, Field(ge=1, le=100_000)] = 1024
@@ -110,6 +123,18 @@ class Listen(_Section):
     drain_grace: Duration = 1.0
     # How long calls in flight may take to end after that.
     drain_timeout: Duration = 30.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Listen:
+        if self.workers > 1 and sys.platform != "linux":
+            raise ValueError("workers: more than 1 is possible on Linux only; remove it here")
+        return self
+
+    def connection_age_s(self) -> float | None:
+        """How old a connection may become; None where it may for ever."""
+        if self.max_connection_age is None and self.workers > 1:
+            return DEFAULT_CONNECTION_AGE_S
+        return self.max_connection_age
 
 
 class Embedded(_Section):

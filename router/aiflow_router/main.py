@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc.aio
 import structlog
-from aiohttp import web
 
 from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
-from aiflow_router.config import Config, Listen
+from aiflow_router.catalog.mirror import Mirror
+from aiflow_router.config import Config
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
-from aiflow_router.forwarding.link import TRANSPORT, Links
+from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
 from aiflow_router.routing.table import Policy, Table
-from aiflow_router.rpc import health, http, oip, reflection, registry
+from aiflow_router.rpc import health, http, inside, listener, oip, reflection, registry
 from aiflow_router.rpc.door import Door
+from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.visit import Front
+from aiflow_router.rpc.watch import Relays, Watchers
 from aiflow_router.telemetry.access import AccessLog, to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
 from aiflow_router.telemetry.metrics import Metrics
@@ -34,15 +36,31 @@ from aiflow_router.telemetry.metrics import Metrics
 _log = structlog.get_logger(__name__)
 
 LAST_ANSWERS_S = 0.5
-KEEPALIVE_MS = 20_000
-# gRPC's keepalive timeout has no effect while this one is at its minute.
-PING_TIMEOUT_MS = 5_000
-HANDSHAKE_MS = 10_000
-IDLE_MS = 300_000
+# gRPC spreads the age of connections by a tenth; the rest is for what is on its way.
+OLDEST_AGES = 1.1
+OLDEST_SPARE_S = 1.0
+GONE_POLL_S = 0.1
 
 
-class AddressInUseError(Exception):
-    """An address to listen on is taken; the message says which and what to do."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What a router has that is one of several processes at one address.
+
+    Attributes:
+        mirror: the catalog, as its owner tells it.
+        owner: answers RegistryService.
+        http: the Unix socket of the HTTP side.
+        leave: set when another process takes this one's place.
+        following: whether the owner is heard now.
+        lost: times that it was lost.
+    """
+
+    mirror: Mirror
+    owner: grpc.aio.Channel
+    http: Path
+    leave: asyncio.Event
+    following: Callable[[], bool]
+    lost: Callable[[], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +78,11 @@ class Router:
     config: Config
     front: Front
     health: health.Health
-    catalog: Catalog
+    catalog: Catalog | Mirror
     kinds: Kinds
     batches: Batches
+    watchers: Watchers | Relays
+    metrics: Metrics
 
     async def drain(self) -> None:
         """Leaves without failing a call.
@@ -75,9 +95,38 @@ class Router:
         _log.info("draining: not ready, still serving", grace_s=listen.drain_grace)
         await asyncio.sleep(listen.drain_grace)
         self.front.draining = True
+        self.watchers.close()
         _log.info("draining: new calls are refused", in_flight=self.front.active)
+        await self._idle()
+
+    async def stop_listening(self) -> None:
+        """Takes no new connections; other processes at this address may."""
+        await listener.stop_listening(self._port)
+
+    async def leave(self) -> None:
+        """Leaves its callers to the other processes at this address; no call is refused.
+
+        To be called when nobody listens here any more. Connections come to their age one by one,
+        and are made anew elsewhere; then what is left in flight may end.
+        """
+        _log.info("leaving: another worker takes over", in_flight=self.front.active)
+        loop = asyncio.get_running_loop()
+        age_s = self.config.listen.connection_age_s() or 0.0
+        oldest_s = loop.time() + age_s * OLDEST_AGES + OLDEST_SPARE_S
+        while listener.connections(self._port) and loop.time() < oldest_s:  # noqa: ASYNC110 - Linux tells nobody
+            await asyncio.sleep(GONE_POLL_S)
+        # Watches have no end of their own, and no new call can come over a connection so old.
+        self.watchers.close()
+        self.health.close()
+        await self._idle()
+
+    @property
+    def _port(self) -> int:
+        return int(self.grpc_address.rpartition(":")[2])
+
+    async def _idle(self) -> None:
         try:
-            async with asyncio.timeout(listen.drain_timeout):
+            async with asyncio.timeout(self.config.listen.drain_timeout):
                 await self.front.idle()
         except TimeoutError:
             _log.warning("drain timeout: calls are cut off", in_flight=self.front.active)
@@ -85,13 +134,17 @@ class Router:
 
 @asynccontextmanager
 async def serving(
-    config: Config | None = None, *, access_write: Callable[[bytes], object] = to_stderr
+    config: Config | None = None,
+    *,
+    access_write: Callable[[bytes], object] = to_stderr,
+    shared: Shared | None = None,
 ) -> AsyncIterator[Router]:
     """A router that listens until the block ends; then calls in flight are cut off.
 
     Args:
         config: the defaults where there is none.
         access_write: takes the lines of the access log.
+        shared: None where this is the only process at its address.
 
     Raises AddressInUseError.
     """
@@ -101,10 +154,7 @@ async def serving(
     limit_bytes = config.listen.max_message_mb * 1024 * 1024
     metrics = Metrics()
     access = AccessLog(write=access_write)
-    catalog = Catalog(
-        static=[item.endpoint() for item in config.discovery.static],
-        leases=None if config.discovery.embedded is None else Leases(),
-    )
+    catalog: Catalog | Mirror = _catalog(config) if shared is None else shared.mirror
     loads = Loads(clock=loop.time)
     links = Links(max_message_bytes=limit_bytes)
     kinds = Kinds(links=links)
@@ -146,12 +196,13 @@ async def serving(
         stack.push_async_callback(batches.close)
         stack.callback(catalog.close)
         await catalog.settled()
-        server = _server(config.listen)
+        watchers, registering = _registering(front, catalog, census, loads, shared)
+        server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
             {
                 **oip.handlers(front),
-                **registry.handlers(front, catalog=catalog, loads=loads),
+                **registering,
                 **reflection.handlers(front),
             },
             kinds=kinds,
@@ -159,17 +210,34 @@ async def serving(
         )
         server.add_generic_rpc_handlers((door,))
         server.add_generic_rpc_handlers((health.handler(healths),))
-        grpc_address = _listen_grpc(server, config.listen.grpc)
+        grpc_address = listen_grpc(server, config.listen.grpc)
 
         async def stop() -> None:
             # After a drain the last answers are handed over but may not be on the wire yet.
             await server.stop(LAST_ANSWERS_S if front.draining else None)
 
         stack.push_async_callback(stop)
-        app = http.application(
-            ready=lambda: not front.leaving, report=census.served, metrics=metrics.text
-        )
-        http_address = await _listen_http(stack, app, config.listen.http)
+
+        async def text() -> bytes:
+            return metrics.text()
+
+        app = http.application(ready=lambda: not front.leaving, report=census.served, metrics=text)
+        if shared is None:
+            http_address = await listen_http(stack, app, config.listen.http)
+        else:
+            port = int(grpc_address.rpartition(":")[2])
+            listener.end_steering(port)  # Of one that was killed.
+            metrics.mirrors(shared.following, shared.lost)
+            inside.add_routes(
+                app,
+                mirror=shared.mirror,
+                census=census,
+                loads=loads,
+                stop_listening=lambda index, of: listener.stop_listening(port, index=index, of=of),
+                end_steering=lambda: listener.end_steering(port),
+                leave=shared.leave,
+            )
+            http_address = await listen_inside(stack, app, shared.http)
         await server.start()
         stack.push_async_callback(
             _cancelled, asyncio.create_task(front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -183,12 +251,43 @@ async def serving(
             catalog=catalog,
             kinds=kinds,
             batches=batches,
+            watchers=watchers,
+            metrics=metrics,
         )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait((task,))
+
+
+def _catalog(config: Config) -> Catalog:
+    return Catalog(
+        static=[item.endpoint() for item in config.discovery.static],
+        leases=None if config.discovery.embedded is None else Leases(),
+    )
+
+
+def _registering(
+    front: Front,
+    catalog: Catalog | Mirror,
+    census: Census,
+    loads: Loads,
+    shared: Shared | None,
+) -> tuple[Watchers | Relays, registry.Handlers]:
+    """Who watches, and the handlers of RegistryService: its own, or its owner's passed on."""
+    if isinstance(catalog, Mirror):
+        assert shared is not None  # noqa: S101 - a mirror is somebody's
+        relays = Relays(shared.owner, registry.WATCH)
+        return relays, registry.relayed(front, owner=shared.owner, relays=relays)
+
+    async def seen() -> registry.Seen:
+        return lambda endpoint: (census.state(endpoint), loads[endpoint].inflight)
+
+    watchers = Watchers()
+    catalog.follow(watchers.follow)
+    own = registry.Registry(catalog=catalog, seen=seen, shown=catalog.shown)
+    return watchers, registry.handlers(front, registry=own, watchers=watchers)
 
 
 def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table:
@@ -213,67 +312,4 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
         services={match.service: policy for match, policy in policies if match.service},
         default=Policy(),
         clock=clock,
-    )
-
-
-def _server(listen: Listen) -> grpc.aio.Server:
-    return grpc.aio.server(
-        options=[
-            # Twice the real limit: the router itself refuses what is between with a clear error.
-            ("grpc.max_receive_message_length", 2 * listen.max_message_mb * 1024 * 1024),
-            ("grpc.max_send_message_length", -1),
-            *TRANSPORT,
-            *(() if listen.compression else (("grpc.compression_enabled_algorithms_bitset", 1),)),
-            # Else a second router on the same port would silently take half of the calls.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_concurrent_streams", listen.max_concurrent_streams),
-            ("grpc.max_allowed_incoming_connections", listen.max_connections),
-            # Who connects and says nothing, or says it a byte at a time, is let go.
-            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-            ("grpc.http2.settings_timeout", HANDSHAKE_MS),
-            # Callers connect again by themselves, so a connection without calls costs only memory.
-            ("grpc.max_connection_idle_ms", IDLE_MS),
-            # Finds a caller that vanished without a word: a stream may have no deadline to end it.
-            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-            ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
-            ("grpc.http2.max_pings_without_data", 0),  # Silent streams too, as often.
-            # Callers may ping as they like. Where gRPC counts pings and says "too many", a flood of
-            # them costs 1 KB of memory each; without that they are bounded by unread answers.
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-    )
-
-
-def _listen_grpc(server: grpc.aio.Server, address: str) -> str:
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise _in_use(address, "gRPC", "--grpc HOST:PORT", "listen.grpc", error) from None
-    return f"{address.rpartition(':')[0]}:{port}"
-
-
-async def _listen_http(stack: AsyncExitStack, app: web.Application, address: str) -> str:
-    host, _, port = address.rpartition(":")
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host.strip("[]"), int(port))
-    try:
-        await site.start()
-    except OSError as error:
-        raise _in_use(address, "HTTP", "--http HOST:PORT", "listen.http", error) from None
-    bound = runner.addresses[0]
-    return f"{host}:{bound[1]}"
-
-
-def _in_use(address: str, what: str, flag: str, key: str, error: Exception) -> AddressInUseError:
-    why = (
-        "is already in use"
-        if isinstance(error, RuntimeError) or getattr(error, "errno", 0) == errno.EADDRINUSE
-        else f"cannot be listened on ({error})"
-    )
-    return AddressInUseError(
-        f"{what} address {address} {why}: stop what listens there, or choose another with "
-        f"`{flag}` or `{key}` in aiflow.yaml (port 0 takes any free one)"
     )
