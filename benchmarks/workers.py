@@ -34,8 +34,8 @@ import psutil
 import report
 import router_load
 import router_peers
-
-from router import INFER, KEY, READY_S, free_port, message, running
+from router_unary import INFER, message
+from router_ways import KEY, READY_S, free_port, running
 
 ROUNDS = 3
 CALLS = 5000
@@ -92,7 +92,7 @@ def throughput(folder: Path, h2load: Path, backend: str) -> dict[str, float]:
             for workers, (address, process) in routers.items():
                 before_s, began_s = spent_s(process), time.monotonic()
                 router_load.calls(
-                    *(h2load, f"http://{address}/{INFER}", message(100)),
+                    *(h2load, f"http://{address}/{INFER}", [message(100)]),
                     count=CALLS if number else CALLS // 10,
                     in_flight=IN_FLIGHT,
                     key=KEY,

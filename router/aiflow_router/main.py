@@ -78,11 +78,17 @@ class Router:
     config: Config
     front: Front
     health: health.Health
-    catalog: Catalog | Mirror
+    view: Catalog | Mirror
     kinds: Kinds
     batches: Batches
     watchers: Watchers | Relays
     metrics: Metrics
+
+    @property
+    def catalog(self) -> Catalog:
+        """Its own, where no other process has it."""
+        assert isinstance(self.view, Catalog)  # noqa: S101 - who asks knows what was started
+        return self.view
 
     async def drain(self) -> None:
         """Leaves without failing a call.
@@ -248,7 +254,7 @@ async def serving(
             config=config,
             front=front,
             health=healths,
-            catalog=catalog,
+            view=catalog,
             kinds=kinds,
             batches=batches,
             watchers=watchers,
