@@ -230,12 +230,47 @@ async def test_a_registration_is_seen_by_every_worker_and_the_view_is_one(tmp_pa
             assert await asyncio.gather(*held) == [b"done"] * len(channels)
 
 
+async def test_a_worker_that_hangs_holds_up_no_registration_for_long(tmp_path: Path) -> None:
+    config = TWO.replace("max_connection_age: 1s, ", "")
+    async with backend() as server, router(tmp_path, config) as running:
+        stuck, other = running.workers()
+        async with contextlib.AsyncExitStack() as stack:
+            channels: dict[int, Any] = {}
+
+            async def both_are_met() -> bool:
+                before = calls_at(stuck, running.address), calls_at(other, running.address)
+                channel = await stack.enter_async_context(running.channel())
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await echo(channel)
+                channels[int(calls_at(stuck, running.address) == before[0])] = channel
+                return len(channels) == 2
+
+            await until(both_are_met)
+            stuck.suspend()
+            try:
+                await asyncio.wait_for(register(channels[1], server.address), 5)
+            finally:
+                stuck.resume()
+            assert await echo(channels[1]) == b"x"
+            assert running.said("workers did not confirm a change of the catalog")
+
+            async def is_seen() -> bool:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    return await echo(channels[0]) == b"x"
+                return False
+
+            await until(is_seen)
+
+
 async def test_a_killed_worker_is_back_soon_and_nothing_is_counted_backwards(
     tmp_path: Path,
 ) -> None:
     counted = "aiflow_requests_total code=OK model=a.Echo tenant=anonymous"
-    async with backend() as server, router(tmp_path) as running, running.channel() as first:
-        await register(first, server.address)
+    config = TWO.replace("max_connection_age: 1s, ", "")
+    async with backend() as server, router(tmp_path, config) as running:
+        async with running.channel() as first:
+            await register(first, server.address)
+        await until(lambda: not any(calls_at(w, running.address) for w in running.workers()))
         victim, other = running.workers()
         async with contextlib.AsyncExitStack() as stack:
             channels: list[Any] = []

@@ -1,17 +1,22 @@
 """`WatchEndpoints`: the catalog and its changes, for anybody."""
 
 import asyncio
+import random
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import mesh
+from integration.router.kit import mesh, until
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.catalog.endpoint import Endpoint, Protocol, State
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.catalog.snapshot import Change, Entry, Snapshot
+from aiflow_router.config import Config
+from aiflow_router.config_file import parse
+from aiflow_router.processes.following import Following
 from aiflow_sdk import errors, status
 
 A = "127.0.0.1:1"
@@ -59,6 +64,31 @@ async def test_a_watcher_is_told_all_and_then_what_changes() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await asyncio.wait_for(to_the_end(watch), 10)
         assert isinstance(status.from_rpc_error(failure.value), errors.DrainingError)
+
+
+async def test_who_loses_the_catalog_keeps_its_view_and_finds_it_again() -> None:
+    def at(address: str) -> Config:
+        return parse(f"listen: {{grpc: '{address}', http: '127.0.0.1:0', drain_grace: 0s}}")
+
+    mirror = Mirror()
+    async with AsyncExitStack() as stack:
+        async with mesh(at("127.0.0.1:0")) as first:
+            address = first.router.grpc_address
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            await first.register(A)
+            following = Following(mirror, channel, rng=random.Random(1))
+            task = asyncio.create_task(following.run())
+            stack.callback(task.cancel)
+            await asyncio.wait_for(following.began.wait(), 10)
+            assert following.now
+        await until(lambda: not following.now)
+        assert following.lost == 1
+        assert set(mirror.snapshot.entries) == {("echo", A)}
+        async with mesh(at(address)) as second:
+            await second.register("127.0.0.1:2")
+            await until(lambda: set(mirror.snapshot.entries) == {("echo", "127.0.0.1:2")})
+            assert following.now
+            assert following.lost == 1
 
 
 async def test_a_mirror_that_hears_the_whole_again_disturbs_nobody() -> None:
