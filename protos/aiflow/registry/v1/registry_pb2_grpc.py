@@ -99,7 +99,7 @@ class RegistryServiceServicer(object):
     def WatchEndpoints(self, request, context):
         """Follows the catalog: the first message holds all of it, each further one
         what has changed since the one before. Changes that come close together may
-        arrive as one. Ends with UNAVAILABLE when the router shuts down: ask again,
+        arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
         and replace what you have by the new first message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

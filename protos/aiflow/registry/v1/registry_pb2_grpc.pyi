@@ -51,7 +51,7 @@ class RegistryServiceStub:
     WatchEndpoints: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchEndpointsRequest, _registry_pb2.WatchEndpointsResponse]
     """Follows the catalog: the first message holds all of it, each further one
     what has changed since the one before. Changes that come close together may
-    arrive as one. Ends with UNAVAILABLE when the router shuts down: ask again,
+    arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
     and replace what you have by the new first message.
     """
 
@@ -76,7 +76,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     WatchEndpoints: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchEndpointsRequest, _registry_pb2.WatchEndpointsResponse]  # type: ignore[assignment]
     """Follows the catalog: the first message holds all of it, each further one
     what has changed since the one before. Changes that come close together may
-    arrive as one. Ends with UNAVAILABLE when the router shuts down: ask again,
+    arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
     and replace what you have by the new first message.
     """
 
@@ -128,7 +128,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchEndpointsResponse], _abc.AsyncIterator[_registry_pb2.WatchEndpointsResponse]]:
         """Follows the catalog: the first message holds all of it, each further one
         what has changed since the one before. Changes that come close together may
-        arrive as one. Ends with UNAVAILABLE when the router shuts down: ask again,
+        arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
         and replace what you have by the new first message.
         """
 
