@@ -85,6 +85,16 @@ def merged(workers: Mapping[str, Families], *, total: Families, own: Families) -
     return generate_latest(_Text(whole))
 
 
+def told(
+    living: Mapping[str, str], ended: Iterable[str], *, total: Families, own: str
+) -> tuple[bytes, Families]:
+    """What `merged` makes of these texts, and the new `total`, with those who have `ended`."""
+    for text in ended:
+        total = kept(total, parsed(text))
+    workers = {worker: parsed(text) for worker, text in living.items()}
+    return merged(workers, total=total, own=parsed(own)), total
+
+
 def _summed(parts: Iterable[Families]) -> Families:
     whole: Families = {}
     for families in parts:

@@ -89,6 +89,8 @@ class Supervisor:
             ended=self._ended,
         )
         self._counted: merge.Families = {}
+        self._last_words: list[str] = []
+        self._scrape = asyncio.Lock()
         self._metrics = _Metrics(self._catalog, self._pool)
 
     @contextlib.asynccontextmanager
@@ -203,18 +205,20 @@ class Supervisor:
     def _ended(self, child: Child, *, died: bool) -> None:
         if died:
             self._metrics.deaths.inc()
-        self._counted = merge.kept(self._counted, merge.parsed(child.heard))
+        self._last_words.append(child.heard)
 
     async def _text(self) -> bytes:
-        """Everybody's metrics. What a worker says that ends meanwhile is counted once."""
-        children = [*self._pool.serving(), *self._pool.leaving()]
-        await asyncio.gather(*(child.metrics() for child in children))
-        living = [child for child in children if not child.ended.is_set()]
-        return merge.merged(
-            {child.label(): merge.parsed(child.heard) for child in living},
-            total=self._counted,
-            own=merge.parsed(self._metrics.text()),
-        )
+        """Everybody's metrics; those of a worker that ends meanwhile are counted once."""
+        async with self._scrape:
+            children = [*self._pool.serving(), *self._pool.leaving()]
+            await asyncio.gather(*(child.metrics() for child in children))
+            living = {child.label(): child.heard for child in children if not child.ended.is_set()}
+            last_words, self._last_words = self._last_words, []
+            # Thousands of models are many lines, and leases must be renewed meanwhile.
+            text, self._counted = await asyncio.to_thread(
+                merge.told, living, last_words, total=self._counted, own=self._metrics.text()
+            )
+        return text
 
 
 class _Metrics:
