@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-overload soak protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload soak protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-overload: $(READY) ## measure what a limit saves of an overloaded backend
 
 soak: $(READY) ## ten minutes of mixed load: memory and descriptors must stay as they are
 	$(BIN)/python benchmarks/soak.py
+
+bench-workers: $(READY) ## measure one and two workers, and reloads under traffic
+	$(BIN)/python benchmarks/workers.py
 
 protos: $(READY) ## regenerate the code beside each .proto
 	deploy/protos.sh

@@ -33,6 +33,7 @@ def calls(
     in_flight: int,
     key: str,
     folder: Path,
+    connections: int = 4,
 ) -> Result:
     """Sends `count` calls of all `messages`; SystemExit unless each was answered with them."""
     body, log = folder / "request", folder / "latencies"
@@ -40,7 +41,7 @@ def calls(
         b"".join(b"\x00" + len(message).to_bytes(4, "big") + message for message in messages)
     )
     log.unlink(missing_ok=True)
-    connections = min(4, in_flight)
+    connections = min(connections, in_flight)
     done = subprocess.run(
         [
             *(str(h2load), "-n", str(count), "-c", str(connections)),

@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Protocol, State
 from aiflow_router.catalog.leases import Lease
-from aiflow_router.config import Config, Route
-from aiflow_router.config_file import parse
+from aiflow_router.config.config import Config
+from aiflow_router.config.file import parse
+from aiflow_router.config.route import Route
 from aiflow_router.garbage import kept_short
 from aiflow_router.main import serving
 from aiflow_sdk import logs

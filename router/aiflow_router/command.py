@@ -7,13 +7,15 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from aiflow_router.config import Config
+    from aiflow_router.config.config import Config
 
 _FORCED_EXIT = 130
 
@@ -57,8 +59,8 @@ def router(path: Path | None, grpc_address: str | None, http_address: str | None
     from aiflow_sdk import logs  # noqa: PLC0415 - `--help` stays fast
 
     logs.configure()
-    config = _configured(path, grpc_address=grpc_address, http_address=http_address)
-    problem = asyncio.run(_run(config))
+    read = partial(_read, path, grpc_address=grpc_address, http_address=http_address)
+    problem = asyncio.run(_run(_configured(read), read))
     if problem:
         raise click.ClickException(problem)
 
@@ -70,7 +72,7 @@ def check(file: Path) -> None:
 
     Exits 1 and prints every problem with file, line and column when something is wrong.
     """
-    from aiflow_router import config_file  # noqa: PLC0415 - `--help` stays fast
+    from aiflow_router.config import file as config_file  # noqa: PLC0415 - `--help` stays fast
 
     try:
         config = config_file.load(file)
@@ -81,10 +83,10 @@ def check(file: Path) -> None:
     click.echo(config_file.printed(config))
 
 
-def _configured(path: Path | None, *, grpc_address: str | None, http_address: str | None) -> Config:
-    """The file with the flags on top."""
-    from aiflow_router import config_file  # noqa: PLC0415 - `--help` stays fast
-    from aiflow_router.config import Config  # noqa: PLC0415 - as above
+def _read(path: Path | None, *, grpc_address: str | None, http_address: str | None) -> Config:
+    """The file with the flags on top. Raises ConfigError."""
+    from aiflow_router.config import file as config_file  # noqa: PLC0415 - `--help` stays fast
+    from aiflow_router.config.config import Config  # noqa: PLC0415 - as above
 
     if path is None and Path(config_file.DEFAULT_FILE).is_file():
         path = Path(config_file.DEFAULT_FILE)
@@ -93,21 +95,46 @@ def _configured(path: Path | None, *, grpc_address: str | None, http_address: st
         for name, value in (("grpc", grpc_address), ("http", http_address))
         if value is not None
     }
+    config = Config() if path is None else config_file.load(path)
+    return config_file.with_listen(config, given)
+
+
+def _configured(read: Callable[[], Config]) -> Config:
+    from aiflow_router.config import file as config_file  # noqa: PLC0415 - `--help` stays fast
+
     try:
-        config = Config() if path is None else config_file.load(path)
-        return config_file.with_listen(config, given)
+        return read()
     except config_file.ConfigError as error:
         raise click.ClickException(str(error)) from None
 
 
-async def _run(config: Config) -> str:
+async def _run(config: Config, read: Callable[[], Config]) -> str:
     """Serves until a signal; what was wrong, or empty."""
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
-    from aiflow_router import config_file  # noqa: PLC0415 - as above
-    from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
-    from aiflow_router.main import AddressInUseError, serving  # noqa: PLC0415 - as above
+    from aiflow_router.config import file as config_file  # noqa: PLC0415 - as above
 
+    structlog.get_logger(__name__).info("configured", config=config_file.plain(config))
+    if config.listen.workers == 1:
+        return await _one_process(config)
+    from aiflow_router.processes.supervisor import supervise  # noqa: PLC0415 - as above
+
+    return await supervise(config, read=read, listening=_say_listening)
+
+
+def _say_listening(grpc: str, http: str) -> None:
+    line = json.dumps({"event": "listening", "grpc": grpc, "http": http})
+    print(line, flush=True)  # noqa: T201 - read by whoever started us
+
+
+async def _one_process(config: Config) -> str:
+    import structlog  # noqa: PLC0415 - `--help` stays fast
+
+    from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
+    from aiflow_router.main import serving  # noqa: PLC0415 - as above
+    from aiflow_router.rpc.server import AddressInUseError  # noqa: PLC0415 - as above
+
+    log = structlog.get_logger(__name__)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -118,11 +145,14 @@ async def _run(config: Config) -> str:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    structlog.get_logger(__name__).info("configured", config=config_file.plain(config))
+    loop.add_signal_handler(
+        signal.SIGHUP,
+        log.error,
+        "no reload with one worker: restart the router, or set listen.workers to 2 or more",
+    )
     try:
         async with serving(config) as running:
-            addresses = {"grpc": running.grpc_address, "http": running.http_address}
-            print(json.dumps({"event": "listening", **addresses}), flush=True)  # noqa: T201 - read by whoever started us
+            _say_listening(running.grpc_address, running.http_address)
             with kept_short():
                 await stop.wait()
                 await running.drain()

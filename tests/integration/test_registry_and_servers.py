@@ -11,7 +11,7 @@ from integration.router.kit import ANY_PORT
 from integration.runtime.echo import SERVER, SERVICE
 from integration.runtime.poll import until
 
-from aiflow_router.config_file import parse
+from aiflow_router.config.file import parse
 from aiflow_router.main import serving as serving_router
 from aiflow_sdk import AsyncClient
 from aiflow_sdk.errors import (

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from aiflow_router.balancing.load import Loads
-from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, State
+from aiflow_router.catalog.snapshot import Snapshot
+from aiflow_router.catalog.view import View
 
 
 class Census:
@@ -16,7 +17,7 @@ class Census:
     def __init__(
         self,
         *,
-        catalog: Catalog,
+        catalog: View,
         loads: Loads,
         panics: Callable[[], Mapping[str, int]],
     ) -> None:
@@ -63,10 +64,13 @@ class Census:
         return self._catalog.age_s()
 
     def served(self) -> dict[str, object]:
-        """Models and services that can be called, and the number of endpoints."""
-        snapshot = self._catalog.snapshot
-        return {
-            "models": sorted(name for name, ready in snapshot.models.items() if ready),
-            "services": sorted(name for name, ready in snapshot.services.items() if ready),
-            "endpoints": len(snapshot.entries),
-        }
+        return served(self._catalog.snapshot)
+
+
+def served(snapshot: Snapshot) -> dict[str, object]:
+    """Models and services that can be called, and the number of endpoints."""
+    return {
+        "models": sorted(name for name, ready in snapshot.models.items() if ready),
+        "services": sorted(name for name, ready in snapshot.services.items() if ready),
+        "endpoints": len(snapshot.entries),
+    }

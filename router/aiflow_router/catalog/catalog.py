@@ -108,6 +108,24 @@ class Catalog:
             self._publisher.drop(lease.endpoint.key)
         return lease
 
+    def list_static(self, static: Iterable[Endpoint]) -> None:
+        """Replaces the endpoints that are always there; one that stays is not disturbed.
+
+        What was registered and is listed now gives its lease up.
+        """
+        listed = {endpoint.key: endpoint for endpoint in static}
+        entries = self.snapshot.entries
+        for lease in tuple(self._leases or ()):
+            if self._leases is not None and lease.endpoint.key in listed:
+                self._leases.deregister(lease.id)
+        for key in self._static - listed.keys():
+            self._publisher.drop(key)
+        for key, endpoint in listed.items():
+            entry = Entry(endpoint=endpoint, state=State.READY)
+            if key not in self._static or entries.get(key) != entry:
+                self._publisher.put(entry)
+        self._static = frozenset(listed)
+
     def leases_left_s(self) -> Mapping[Key, float]:
         """Seconds to the expiry of each lease."""
         now_s = self._loop.time()

@@ -32,6 +32,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._table = table
         self._snapshot = Snapshot()
         self._draining = False
+        self._closed = False
         self._changed = asyncio.Event()
 
     def follow(self, snapshot: Snapshot, change: Change) -> None:
@@ -42,6 +43,11 @@ class Health(health_pb2_grpc.HealthServicer):
     def drain(self) -> None:
         """From here on nothing is served."""
         self._draining = True
+        self._wake()
+
+    def close(self) -> None:
+        """Ends every watch, so that it is begun anew with another process."""
+        self._closed = True
         self._wake()
 
     def status(self, name: str) -> int:
@@ -74,13 +80,14 @@ class Health(health_pb2_grpc.HealthServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         told: int | None = None
-        while True:
+        while not self._closed:
             changed = self._changed
             now = self.status(request.service)
             if now != told:
                 await context.write(health_pb2.HealthCheckResponse(status=now))
                 told = now
             await changed.wait()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "this process leaves: watch again")
 
     def _wake(self) -> None:
         """Each change has an event of its own, so a watcher that is busy writing misses none."""

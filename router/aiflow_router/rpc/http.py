@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -13,7 +13,7 @@ Report = Callable[[], dict[str, Any]]
 
 
 def application(
-    *, ready: Callable[[], bool], report: Report, metrics: Callable[[], bytes]
+    *, ready: Callable[[], bool], report: Report, metrics: Callable[[], Awaitable[bytes]]
 ) -> web.Application:
     """`ready` says whether new calls are welcome, `report` what is served."""
 
@@ -26,7 +26,7 @@ def application(
         return _json({"status": "draining", **report()}, status=503)
 
     async def text(_: web.Request) -> web.Response:
-        return web.Response(body=metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=await metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)

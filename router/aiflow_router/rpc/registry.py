@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from aiflow.registry.v1 import registry_pb2
-from aiflow_router.balancing.census import Census
-from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.catalog import Catalog
-from aiflow_router.catalog.endpoint import Endpoint, Protocol, State
+from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.catalog.fields import violations
-from aiflow_router.catalog.snapshot import Entry
-from aiflow_router.rpc.visit import Context, Front, Unary, Visit
+from aiflow_router.rpc.endpoints import STATES, from_proto, to_proto
+from aiflow_router.rpc.visit import Context, Front, Stream, Unary, Visit
+from aiflow_router.rpc.watch import Relays, Watchers
 from aiflow_sdk import errors
 
 SERVICE = "aiflow.registry.v1.RegistryService"
@@ -24,56 +24,58 @@ SERVICE = "aiflow.registry.v1.RegistryService"
 DEFAULT_TTL_MS = 2000
 MIN_TTL_MS = 500
 MAX_TTL_MS = 60_000
+WATCH = f"/{SERVICE}/WatchEndpoints"
+# The owner is a process on this machine; one that hangs must not hang the caller.
+RELAY_WITHIN_S = 5.0
 # Of the list, what is made at once: an entry is 10 us of work, a name in it less than 1.
 LIST_STEPS = 4000
 ENTRY_STEPS = 20
 
-_PROTOCOLS = {
-    Protocol.OIP: registry_pb2.PROTOCOL_OIP,
-    Protocol.GRPC: registry_pb2.PROTOCOL_GRPC,
-}
-_STATES = {
-    State.READY: registry_pb2.ENDPOINT_STATE_READY,
-    State.DRAINING: registry_pb2.ENDPOINT_STATE_DRAINING,
-    State.UNREACHABLE: registry_pb2.ENDPOINT_STATE_UNREACHABLE,
-    State.UNHEALTHY: registry_pb2.ENDPOINT_STATE_UNHEALTHY,
-    State.EJECTED: registry_pb2.ENDPOINT_STATE_EJECTED,
-}
-
 M = TypeVar("M", bound=Message)
 
 
-def handlers(
-    front: Front, *, catalog: Catalog, loads: Loads, census: Census
-) -> Mapping[str, grpc.RpcMethodHandler[bytes, bytes]]:
-    """The handlers by full method."""
-    registry = _Registry(catalog=catalog, loads=loads, census=census)
+Handlers = Mapping[str, "grpc.RpcMethodHandler[bytes, bytes]"]
+Seen = Callable[[Endpoint], tuple[State, int]]
+"""How an endpoint is doing, and the calls in flight to it."""
 
-    def handler(name: str, work: Unary, *, register: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
-        return front.unary(
+
+def handlers(front: Front, *, registry: Registry, watchers: Watchers) -> Handlers:
+    """The handlers by full method, of a router that has the catalog itself."""
+    works = {name: _typed(kind, work) for name, (kind, work) in registry.works().items()}
+    return _handlers(front, works, watchers.handle)
+
+
+def relayed(front: Front, *, owner: grpc.aio.Channel, relays: Relays) -> Handlers:
+    """The same for a router whose catalog is a mirror: its `owner` decides and answers."""
+
+    def relay(name: str) -> Unary:
+        # Raw bytes; the stubs infer Never from the missing serializers.
+        ask: Any = owner.unary_unary(f"/{SERVICE}/{name}")
+
+        async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
+            answer: bytes = await ask(request, timeout=RELAY_WITHIN_S)
+            context.set_trailing_metadata(visit.trailers())
+            return answer
+
+        return raw
+
+    names = ("Register", "Renew", "Deregister", "ListEndpoints")
+    return _handlers(front, {name: relay(name) for name in names}, relays.handle)
+
+
+def _handlers(front: Front, works: Mapping[str, Unary], watch: Stream) -> Handlers:
+    found = {
+        f"/{SERVICE}/{name}": front.unary(
             f"/{SERVICE}/{name}",
             work,
-            right="register" if register else "call",
+            right="call" if name == "ListEndpoints" else "register",
             label=SERVICE,
             quiet=True,
         )
-
-    return {
-        f"/{SERVICE}/Register": handler(
-            "Register", _typed(registry_pb2.RegisterRequest, registry.register), register=True
-        ),
-        f"/{SERVICE}/Renew": handler(
-            "Renew", _typed(registry_pb2.RenewRequest, registry.renew), register=True
-        ),
-        f"/{SERVICE}/Deregister": handler(
-            "Deregister", _typed(registry_pb2.DeregisterRequest, registry.deregister), register=True
-        ),
-        f"/{SERVICE}/ListEndpoints": handler(
-            "ListEndpoints",
-            _typed(registry_pb2.ListEndpointsRequest, registry.list_endpoints),
-            register=False,
-        ),
+        for name, work in works.items()
     }
+    found[WATCH] = front.stream(WATCH, watch, label=SERVICE, quiet=True)
+    return found
 
 
 def _typed(kind: type[M], work: Callable[[M], Awaitable[bytes]]) -> Unary:
@@ -91,11 +93,33 @@ def _typed(kind: type[M], work: Callable[[M], Awaitable[bytes]]) -> Unary:
     return raw
 
 
-class _Registry:
-    def __init__(self, *, catalog: Catalog, loads: Loads, census: Census) -> None:
+class Registry:
+    """What each call does to the catalog.
+
+    Args:
+        seen: how the endpoints are doing, asked once a list.
+        shown: returns when what was last said of a key is where calls look for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        seen: Callable[[], Awaitable[Seen]],
+        shown: Callable[[Key], Awaitable[None]],
+    ) -> None:
         self._catalog = catalog
-        self._loads = loads
-        self._census = census
+        self._seen = seen
+        self._shown = shown
+
+    def works(self) -> Mapping[str, tuple[type[Message], Callable[[Any], Awaitable[bytes]]]]:
+        """What takes which request, by name of method."""
+        return {
+            "Register": (registry_pb2.RegisterRequest, self.register),
+            "Renew": (registry_pb2.RenewRequest, self.renew),
+            "Deregister": (registry_pb2.DeregisterRequest, self.deregister),
+            "ListEndpoints": (registry_pb2.ListEndpointsRequest, self.list_endpoints),
+        }
 
     async def register(self, request: registry_pb2.RegisterRequest) -> bytes:
         ttl_ms = request.ttl_ms or DEFAULT_TTL_MS
@@ -103,7 +127,7 @@ class _Registry:
             _endpoint(request, ttl_ms=ttl_ms),
             ttl_s=ttl_ms / 1000,
         )
-        await self._catalog.shown(lease.endpoint.key)
+        await self._shown(lease.endpoint.key)
         return registry_pb2.RegisterResponse(lease_id=lease.id, ttl_ms=ttl_ms).SerializeToString()
 
     async def renew(self, request: registry_pb2.RenewRequest) -> bytes:
@@ -120,18 +144,19 @@ class _Registry:
                 violations={"state": "must be READY, DRAINING or unspecified"},
             )
         lease = self._catalog.renew(request.lease_id, state=state)
-        await self._catalog.shown(lease.endpoint.key)
+        await self._shown(lease.endpoint.key)
         return registry_pb2.RenewResponse(ttl_ms=round(lease.ttl_s * 1000)).SerializeToString()
 
     async def deregister(self, request: registry_pb2.DeregisterRequest) -> bytes:
         lease = self._catalog.deregister(request.lease_id)
         if lease is not None:
-            await self._catalog.shown(lease.endpoint.key)
+            await self._shown(lease.endpoint.key)
         return registry_pb2.DeregisterResponse().SerializeToString()
 
     async def list_endpoints(self, _request: registry_pb2.ListEndpointsRequest) -> bytes:
         """By backend and address; made in slices, between which other calls move on."""
         snapshot = self._catalog.snapshot
+        seen = await self._seen()
         left_s = self._catalog.leases_left_s()
         # Joined as strings they sort five times as fast as they do as pairs.
         ordered = sorted(snapshot.entries, key="\0".join)
@@ -140,35 +165,23 @@ class _Registry:
         steps = 0
         for key in ordered:
             entry = snapshot.entries[key]
-            self._list(answer, entry, left_s=left_s.get(key, 0.0))
-            steps += ENTRY_STEPS + len(entry.endpoint.models) + len(entry.endpoint.services)
+            endpoint = entry.endpoint
+            # It may have left since the list was begun.
+            here = key in self._catalog.snapshot.entries
+            state, inflight = seen(endpoint) if here else (entry.state, 0)
+            answer.entries.add(
+                endpoint=to_proto(endpoint),
+                state=STATES[state],
+                inflight=inflight,
+                expires_in_ms=round(left_s.get(key, 0.0) * 1000),
+            )
+            steps += ENTRY_STEPS + len(endpoint.models) + len(endpoint.services)
             if steps >= LIST_STEPS:
                 # Serialized messages joined end to end are the message with their lists joined.
                 parts.append(answer.SerializeToString())
                 answer, steps = registry_pb2.ListEndpointsResponse(), 0
                 await asyncio.sleep(0)
         return b"".join((*parts, answer.SerializeToString()))
-
-    def _list(
-        self, answer: registry_pb2.ListEndpointsResponse, entry: Entry, *, left_s: float
-    ) -> None:
-        endpoint = entry.endpoint
-        # It may have left since the list was begun.
-        here = self._catalog.snapshot.entries.get(endpoint.key) is not None
-        answer.entries.add(
-            endpoint=registry_pb2.Endpoint(
-                backend=endpoint.backend,
-                address=endpoint.address,
-                protocol=_PROTOCOLS[endpoint.protocol],
-                models=endpoint.models,
-                services=endpoint.services,
-                weight=endpoint.weight,
-                zone=endpoint.zone,
-            ),
-            state=_STATES[self._census.state(endpoint) if here else entry.state],
-            inflight=self._loads[endpoint].inflight if here else 0,
-            expires_in_ms=round(left_s * 1000),
-        )
 
 
 def _endpoint(request: registry_pb2.RegisterRequest, *, ttl_ms: int) -> Endpoint:
@@ -190,12 +203,4 @@ def _endpoint(request: registry_pb2.RegisterRequest, *, ttl_ms: int) -> Endpoint
     if wrong:
         listed = "; ".join(f"{field}: {why}" for field, why in wrong.items())
         raise errors.BadInputError(f"the endpoint cannot be registered: {listed}", violations=wrong)
-    return Endpoint(
-        backend=asked.backend,
-        address=asked.address,
-        protocol=Protocol(asked.protocol),
-        models=tuple(dict.fromkeys(asked.models)),
-        services=tuple(dict.fromkeys(asked.services)),
-        weight=asked.weight or 1,
-        zone=asked.zone,
-    )
+    return from_proto(asked)

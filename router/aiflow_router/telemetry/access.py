@@ -7,8 +7,10 @@ and gathers lines for a moment, so that a busy router makes one system call for 
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import orjson
@@ -20,6 +22,29 @@ FLUSH_AT_LINES = 256
 def to_stderr(data: bytes) -> None:
     sys.stderr.buffer.write(data)
     sys.stderr.buffer.flush()
+
+
+def to_shared_stderr(data: bytes) -> None:
+    """Writes whole lines where other processes write to the same pipe.
+
+    Linux keeps a write to a pipe together up to PIPE_BUF bytes; no line is longer.
+    """
+    descriptor = sys.stderr.fileno()
+    for piece in pieces(data, at_most=select.PIPE_BUF):
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def pieces(data: bytes, *, at_most: int) -> Iterator[bytes]:
+    """`data` in pieces of up to `at_most` bytes that end with a line, where lines allow it."""
+    start = 0
+    while len(data) - start > at_most:
+        end = data.rfind(b"\n", start, start + at_most) + 1 or start + at_most
+        yield data[start:end]
+        start = end
+    if start < len(data):
+        yield data[start:]
 
 
 class AccessLog:

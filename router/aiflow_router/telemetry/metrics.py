@@ -196,6 +196,10 @@ class Metrics:
         """Of routes with `balance: batch_aware`; `unknown` counts endpoints by model."""
         self.registry.register(_BatchesAtScrape(unknown, fillings))
 
+    def mirrors(self, following: Callable[[], bool], lost: Callable[[], int]) -> None:
+        """For a catalog that another process owns."""
+        self.registry.register(_Mirrored(following, lost))
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -299,6 +303,24 @@ class _BatchesAtScrape:
             picks.add_metric((filling.model, "spread"), filling.spread)
             unknown.add_metric((filling.model,), counts.get(filling.model, 0))
         return (picks, unknown)
+
+
+class _Mirrored:
+    def __init__(self, following: Callable[[], bool], lost: Callable[[], int]) -> None:
+        self._following = following
+        self._lost = lost
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily(
+            "aiflow_workers_following",
+            "Workers that are told of changes of the catalog; the others keep their last view.",
+            value=int(self._following()),
+        )
+        yield CounterMetricFamily(
+            "aiflow_catalog_lost",
+            "Times that a worker lost the supervisor's word on the catalog.",
+            value=self._lost(),
+        )
 
 
 def _cached(make: Callable[..., T]) -> Callable[..., T]:

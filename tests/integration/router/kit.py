@@ -15,9 +15,10 @@ import grpc
 import grpc.aio
 
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
-from aiflow_router.config import Config
-from aiflow_router.config_file import parse
-from aiflow_router.main import Router, serving
+from aiflow_router.config.config import Config
+from aiflow_router.config.file import parse
+from aiflow_router.main import serving
+from aiflow_router.running import Router
 
 ANY_PORT = "listen: {grpc: '127.0.0.1:0', http: '127.0.0.1:0', drain_grace: 0s}\n"
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

@@ -12,7 +12,7 @@ import pytest
 from integration.router.kit import Seen, backend, backend_process, infer, mesh, until
 
 from aiflow.registry.v1 import registry_pb2
-from aiflow_router import main
+from aiflow_router.rpc import server as servers
 from aiflow_sdk import errors, status
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -196,8 +196,8 @@ async def test_a_caller_that_vanishes_without_a_word_frees_its_stream_as_cancell
         half_closed.append(call)
 
     monkeypatch.setattr(grpc.aio.StreamStreamCall, "done_writing", done_writing)
-    monkeypatch.setattr(main, "KEEPALIVE_MS", 500)
-    monkeypatch.setattr(main, "PING_TIMEOUT_MS", 500)
+    monkeypatch.setattr(servers, "KEEPALIVE_MS", 500)
+    monkeypatch.setattr(servers, "PING_TIMEOUT_MS", 500)
     async with backend() as server, mesh() as m:
         await m.register(server.address)
         caller = await asyncio.create_subprocess_exec(

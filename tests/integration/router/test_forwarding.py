@@ -182,7 +182,7 @@ async def test_a_models_stream_outlives_its_routes_timeout() -> None:
 @pytest.mark.parametrize("method", ["/a.Echo/Echo", INFER])
 async def test_a_message_over_the_limit_is_refused_and_the_limit_named(method: str) -> None:
     small = "listen: {grpc: '127.0.0.1:0', http: '127.0.0.1:0', max_message_mb: 1}"
-    from aiflow_router.config_file import parse
+    from aiflow_router.config.file import parse
 
     async def large(seen: Seen, context: Any) -> None:
         await context.read()

@@ -86,7 +86,7 @@ async def test_each_hop_is_compressed_by_itself() -> None:
 
 async def test_a_message_that_unpacks_past_the_limit_is_refused() -> None:
     small = "listen: {grpc: '127.0.0.1:0', http: '127.0.0.1:0', max_message_mb: 1}"
-    from aiflow_router.config_file import parse
+    from aiflow_router.config.file import parse
 
     async with backend() as server, mesh(parse(small)) as m:
         await m.register(server.address, models=("m",))
@@ -103,7 +103,7 @@ async def test_where_compression_is_off_a_compressed_request_is_unimplemented(
     compression: Any,
 ) -> None:
     off = "listen: {grpc: '127.0.0.1:0', http: '127.0.0.1:0', compression: false}"
-    from aiflow_router.config_file import parse
+    from aiflow_router.config.file import parse
 
     async with backend() as server, mesh(parse(off)) as m:
         await m.register(server.address, models=("m",))

@@ -10,6 +10,7 @@ from integration.router.kit import Seen, backend, infer, mesh, until
 from integration.router.wire import INFER, Wire, frame, framed, head, wire
 
 from aiflow_router import main
+from aiflow_router.rpc import server as servers
 from aiflow_router.rpc import visit
 
 GOOD = framed(infer("m"))
@@ -29,7 +30,7 @@ async def drip(connection: Wire, data: bytes, *, every_s: float = 0.05) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that waits a second where it would wait ten or more."""
     for name in ("HANDSHAKE_MS", "KEEPALIVE_MS", "PING_TIMEOUT_MS", "IDLE_MS"):
-        monkeypatch.setattr(main, name, 1000)
+        monkeypatch.setattr(servers, name, 1000)
     monkeypatch.setattr(main, "UPLOADS_EVERY_S", 0.1)
     monkeypatch.setattr(visit, "UPLOAD_WITHIN_S", 1.0)
 

@@ -69,6 +69,14 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             entries=[entry(endpoint=endpoint) for endpoint in self.endpoints]
         )
 
+    async def WatchEndpoints(  # noqa: N802 - gRPC's name
+        self, request: registry_pb2.WatchEndpointsRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.WatchEndpointsResponse]:
+        entry = registry_pb2.WatchEndpointsResponse.Entry
+        yield registry_pb2.WatchEndpointsResponse(
+            complete=True, entries=[entry(endpoint=endpoint) for endpoint in self.endpoints]
+        )
+
     async def _hear(self, name: str, context: Context) -> None:
         self.heard.append(name)
         self.keys.add(dict(context.invocation_metadata() or ()).get("authorization", ""))

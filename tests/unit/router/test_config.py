@@ -1,11 +1,14 @@
 """aiflow.yaml: what is meant is taken, anything else is an error that says where and what."""
 
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aiflow_router.config import Config
-from aiflow_router.config_file import ConfigError, load, parse, plain, printed, with_listen
+from aiflow_router.config.config import Config
+from aiflow_router.config.file import ConfigError, load, parse, plain, printed, with_listen
 
 DIGEST = "a" * 64
 
@@ -42,6 +45,7 @@ def test_an_empty_file_means_the_defaults() -> None:
         ),
         pytest.param("listen: {grpc: 7600}", "f:1:10: listen.grpc", id="a number for an address"),
         pytest.param("listen: {grpc: 'h:70000'}", "port 70000", id="a port out of range"),
+        pytest.param("listen: {workers: 0}", "greater than or equal to 1", id="no workers"),
         pytest.param("auth: {mode: requird}", "did you mean `required`?", id="a misspelt value"),
         pytest.param("auth: {mode: required}", "nobody could call", id="required without keys"),
         pytest.param(
@@ -248,3 +252,41 @@ def test_retries_and_hedges_are_printed_as_they_are_written() -> None:
     shown = printed(parse(f"routes: [{{match: {{model: m}}, {text}}}]"))
     for line in ("per_try_timeout: 0.25s", "budget: 12.5%", "after: p95"):
         assert line in shown
+
+
+@settings(max_examples=20)
+@given(
+    seconds=st.integers(1, 10**9),
+    workers=st.integers(1, 64),
+    unit=st.sampled_from(["ms", "s", "m", "h"]),
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_what_a_supervisor_hands_to_its_workers_is_what_was_written(
+    seconds: int, workers: int, unit: str
+) -> None:
+    time = f"{seconds}{unit}"
+    config = parse(
+        f"listen: {{workers: {workers}, drain_timeout: {time}, max_connection_age: {time}}}\n"
+        "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [m]}]}\n"
+        f"auth: {{mode: required, keys: [{{name: k, tenant: t, sha256: {DIGEST}}}]}}\n"
+        f"routes: [{{match: {{model: m}}, timeout: {time}}}, {{match: {{model: n}},"
+        " retry: {per_try_timeout: 250ms, budget: 12.5%}, hedge: {after: p95}}]"
+    )
+    handed = config.model_dump_json(exclude_unset=True)
+    taken = Config.model_validate_json(handed)
+    assert taken.model_dump_json(exclude_unset=True) == handed
+    assert taken.listen.drain_timeout == pytest.approx(config.listen.drain_timeout)
+    assert taken.auth == config.auth
+
+
+@pytest.mark.parametrize(
+    ("text", "age_s"),
+    [
+        pytest.param("{}", None, id="with one worker connections may become old"),
+        pytest.param("{workers: 2}", 30.0, id="with two they have an age"),
+        pytest.param("{workers: 2, max_connection_age: 5s}", 5.0, id="which can be said"),
+        pytest.param("{max_connection_age: 5s}", 5.0, id="for one worker too"),
+    ],
+)
+def test_the_age_of_connections(text: str, age_s: float | None) -> None:
+    assert parse(f"listen: {text}").listen.connection_age_s() == age_s

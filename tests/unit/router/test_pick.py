@@ -11,7 +11,7 @@ from unit.router.loads import Asking, load, opened, pick
 
 from aiflow_router.balancing.load import MAX_COOL_OFF_S
 from aiflow_router.balancing.pick import PICKS
-from aiflow_router.config import Balance
+from aiflow_router.config.route import Balance
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=3), st.integers())

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!aiflow/registry/v1/registry.proto\x12\x12\x61iflow.registry.v1\"\x9c\x01\n\x08\x45ndpoint\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12.\n\x08protocol\x18\x03 \x01(\x0e\x32\x1c.aiflow.registry.v1.Protocol\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x10\n\x08services\x18\x05 \x03(\t\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12\x0c\n\x04zone\x18\x07 \x01(\t\"Q\n\x0fRegisterRequest\x12.\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x1c.aiflow.registry.v1.Endpoint\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\r\"4\n\x10RegisterResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\r\"R\n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.aiflow.registry.v1.EndpointState\"\x1f\n\rRenewResponse\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\r\"%\n\x11\x44\x65registerRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"\x16\n\x14ListEndpointsRequest\"\xff\x01\n\x15ListEndpointsResponse\x12@\n\x07\x65ntries\x18\x01 \x03(\x0b\x32/.aiflow.registry.v1.ListEndpointsResponse.Entry\x12\x0f\n\x07version\x18\x02 \x01(\x04\x1a\x92\x01\n\x05\x45ntry\x12.\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x1c.aiflow.registry.v1.Endpoint\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.aiflow.registry.v1.EndpointState\x12\x10\n\x08inflight\x18\x03 \x01(\r\x12\x15\n\rexpires_in_ms\x18\x04 \x01(\r*I\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n\x0cPROTOCOL_OIP\x10\x01\x12\x11\n\rPROTOCOL_GRPC\x10\x02*\xc0\x01\n\rEndpointState\x12\x1e\n\x1a\x45NDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NDPOINT_STATE_READY\x10\x01\x12\x1b\n\x17\x45NDPOINT_STATE_DRAINING\x10\x02\x12\x1e\n\x1a\x45NDPOINT_STATE_UNREACHABLE\x10\x03\x12\x1c\n\x18\x45NDPOINT_STATE_UNHEALTHY\x10\x04\x12\x1a\n\x16\x45NDPOINT_STATE_EJECTED\x10\x05\x32\xfe\x02\n\x0fRegistryService\x12U\n\x08Register\x12#.aiflow.registry.v1.RegisterRequest\x1a$.aiflow.registry.v1.RegisterResponse\x12L\n\x05Renew\x12 .aiflow.registry.v1.RenewRequest\x1a!.aiflow.registry.v1.RenewResponse\x12[\n\nDeregister\x12%.aiflow.registry.v1.DeregisterRequest\x1a&.aiflow.registry.v1.DeregisterResponse\x12i\n\rListEndpoints\x12(.aiflow.registry.v1.ListEndpointsRequest\x1a).aiflow.registry.v1.ListEndpointsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!aiflow/registry/v1/registry.proto\x12\x12\x61iflow.registry.v1\"\x9c\x01\n\x08\x45ndpoint\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12.\n\x08protocol\x18\x03 \x01(\x0e\x32\x1c.aiflow.registry.v1.Protocol\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x10\n\x08services\x18\x05 \x03(\t\x12\x0e\n\x06weight\x18\x06 \x01(\r\x12\x0c\n\x04zone\x18\x07 \x01(\t\"Q\n\x0fRegisterRequest\x12.\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x1c.aiflow.registry.v1.Endpoint\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\r\"4\n\x10RegisterResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\r\"R\n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.aiflow.registry.v1.EndpointState\"\x1f\n\rRenewResponse\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\r\"%\n\x11\x44\x65registerRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"\x16\n\x14ListEndpointsRequest\"\xff\x01\n\x15ListEndpointsResponse\x12@\n\x07\x65ntries\x18\x01 \x03(\x0b\x32/.aiflow.registry.v1.ListEndpointsResponse.Entry\x12\x0f\n\x07version\x18\x02 \x01(\x04\x1a\x92\x01\n\x05\x45ntry\x12.\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x1c.aiflow.registry.v1.Endpoint\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.aiflow.registry.v1.EndpointState\x12\x10\n\x08inflight\x18\x03 \x01(\r\x12\x15\n\rexpires_in_ms\x18\x04 \x01(\r\"\x17\n\x15WatchEndpointsRequest\"\xd3\x02\n\x16WatchEndpointsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x41\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x30.aiflow.registry.v1.WatchEndpointsResponse.Entry\x12?\n\x07removed\x18\x04 \x03(\x0b\x32..aiflow.registry.v1.WatchEndpointsResponse.Key\x1ai\n\x05\x45ntry\x12.\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x1c.aiflow.registry.v1.Endpoint\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.aiflow.registry.v1.EndpointState\x1a\'\n\x03Key\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t*I\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n\x0cPROTOCOL_OIP\x10\x01\x12\x11\n\rPROTOCOL_GRPC\x10\x02*\xc0\x01\n\rEndpointState\x12\x1e\n\x1a\x45NDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NDPOINT_STATE_READY\x10\x01\x12\x1b\n\x17\x45NDPOINT_STATE_DRAINING\x10\x02\x12\x1e\n\x1a\x45NDPOINT_STATE_UNREACHABLE\x10\x03\x12\x1c\n\x18\x45NDPOINT_STATE_UNHEALTHY\x10\x04\x12\x1a\n\x16\x45NDPOINT_STATE_EJECTED\x10\x05\x32\xee\x03\n\x0fRegistryService\x12U\n\x08Register\x12#.aiflow.registry.v1.RegisterRequest\x1a$.aiflow.registry.v1.RegisterResponse\x12L\n\x05Renew\x12 .aiflow.registry.v1.RenewRequest\x1a!.aiflow.registry.v1.RenewResponse\x12[\n\nDeregister\x12%.aiflow.registry.v1.DeregisterRequest\x1a&.aiflow.registry.v1.DeregisterResponse\x12i\n\rListEndpoints\x12(.aiflow.registry.v1.ListEndpointsRequest\x1a).aiflow.registry.v1.ListEndpointsResponse\"\x03\x90\x02\x01\x12n\n\x0eWatchEndpoints\x12).aiflow.registry.v1.WatchEndpointsRequest\x1a*.aiflow.registry.v1.WatchEndpointsResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['ListEndpoints']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['ListEndpoints']._serialized_options = b'\220\002\001'
-  _globals['_PROTOCOL']._serialized_start=813
-  _globals['_PROTOCOL']._serialized_end=886
-  _globals['_ENDPOINTSTATE']._serialized_start=889
-  _globals['_ENDPOINTSTATE']._serialized_end=1081
+  _globals['_REGISTRYSERVICE'].methods_by_name['WatchEndpoints']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['WatchEndpoints']._serialized_options = b'\220\002\001'
+  _globals['_PROTOCOL']._serialized_start=1180
+  _globals['_PROTOCOL']._serialized_end=1253
+  _globals['_ENDPOINTSTATE']._serialized_start=1256
+  _globals['_ENDPOINTSTATE']._serialized_end=1448
   _globals['_ENDPOINT']._serialized_start=58
   _globals['_ENDPOINT']._serialized_end=214
   _globals['_REGISTERREQUEST']._serialized_start=216
@@ -57,6 +59,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTENDPOINTSRESPONSE']._serialized_end=811
   _globals['_LISTENDPOINTSRESPONSE_ENTRY']._serialized_start=665
   _globals['_LISTENDPOINTSRESPONSE_ENTRY']._serialized_end=811
-  _globals['_REGISTRYSERVICE']._serialized_start=1084
-  _globals['_REGISTRYSERVICE']._serialized_end=1466
+  _globals['_WATCHENDPOINTSREQUEST']._serialized_start=813
+  _globals['_WATCHENDPOINTSREQUEST']._serialized_end=836
+  _globals['_WATCHENDPOINTSRESPONSE']._serialized_start=839
+  _globals['_WATCHENDPOINTSRESPONSE']._serialized_end=1178
+  _globals['_WATCHENDPOINTSRESPONSE_ENTRY']._serialized_start=665
+  _globals['_WATCHENDPOINTSRESPONSE_ENTRY']._serialized_end=770
+  _globals['_WATCHENDPOINTSRESPONSE_KEY']._serialized_start=1139
+  _globals['_WATCHENDPOINTSRESPONSE_KEY']._serialized_end=1178
+  _globals['_REGISTRYSERVICE']._serialized_start=1451
+  _globals['_REGISTRYSERVICE']._serialized_end=1945
 # @@protoc_insertion_point(module_scope)

@@ -376,3 +376,112 @@ class ListEndpointsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEndpointsResponse: _TypeAlias = ListEndpointsResponse  # noqa: Y015
+
+@_typing.final
+class WatchEndpointsRequest(_message.Message):
+    """Asks to be told of the catalog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEndpointsRequest: _TypeAlias = WatchEndpointsRequest  # noqa: Y015
+
+@_typing.final
+class WatchEndpointsResponse(_message.Message):
+    """The catalog, or a change of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Entry(_message.Message):
+        """An endpoint that is in the catalog from now on, or that has changed."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ENDPOINT_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        state: Global___EndpointState.ValueType
+        """READY or DRAINING, as its server says; whether a router can reach it is
+        that router's own view, which ListEndpoints shows.
+        """
+        @_builtins.property
+        def endpoint(self) -> Global___Endpoint:
+            """As it registered."""
+
+        def __init__(
+            self,
+            *,
+            endpoint: Global___Endpoint | None = ...,
+            state: Global___EndpointState.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "state", b"state"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Key(_message.Message):
+        """What identifies an endpoint."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        BACKEND_FIELD_NUMBER: _builtins.int
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        backend: _builtins.str
+        """As it registered."""
+        address: _builtins.str
+        """As it registered."""
+        def __init__(
+            self,
+            *,
+            backend: _builtins.str = ...,
+            address: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backend", b"backend"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Number of the catalog snapshot that this message leads to; the one that
+    ListEndpoints tells.
+    """
+    complete: _builtins.bool
+    """Whether `entries` is the whole catalog; true in the first message only."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchEndpointsResponse.Entry]:
+        """New and changed endpoints."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchEndpointsResponse.Key]:
+        """Endpoints that have left."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+        entries: _abc.Iterable[Global___WatchEndpointsResponse.Entry] | None = ...,
+        removed: _abc.Iterable[Global___WatchEndpointsResponse.Key] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "entries", b"entries", "removed", b"removed", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEndpointsResponse: _TypeAlias = WatchEndpointsResponse  # noqa: Y015

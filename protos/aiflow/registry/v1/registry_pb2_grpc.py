@@ -54,6 +54,11 @@ class RegistryServiceStub(object):
                 request_serializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.ListEndpointsRequest.SerializeToString,
                 response_deserializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.ListEndpointsResponse.FromString,
                 _registered_method=True)
+        self.WatchEndpoints = channel.unary_stream(
+                '/aiflow.registry.v1.RegistryService/WatchEndpoints',
+                request_serializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.WatchEndpointsRequest.SerializeToString,
+                response_deserializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.WatchEndpointsResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer(object):
@@ -91,6 +96,16 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEndpoints(self, request, context):
+        """Follows the catalog: the first message holds all of it, each further one
+        what has changed since the one before. Changes that come close together may
+        arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
+        and replace what you have by the new first message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +128,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListEndpoints,
                     request_deserializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.ListEndpointsRequest.FromString,
                     response_serializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.ListEndpointsResponse.SerializeToString,
+            ),
+            'WatchEndpoints': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEndpoints,
+                    request_deserializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.WatchEndpointsRequest.FromString,
+                    response_serializer=aiflow_dot_registry_dot_v1_dot_registry__pb2.WatchEndpointsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +243,33 @@ class RegistryService(object):
             '/aiflow.registry.v1.RegistryService/ListEndpoints',
             aiflow_dot_registry_dot_v1_dot_registry__pb2.ListEndpointsRequest.SerializeToString,
             aiflow_dot_registry_dot_v1_dot_registry__pb2.ListEndpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEndpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/aiflow.registry.v1.RegistryService/WatchEndpoints',
+            aiflow_dot_registry_dot_v1_dot_registry__pb2.WatchEndpointsRequest.SerializeToString,
+            aiflow_dot_registry_dot_v1_dot_registry__pb2.WatchEndpointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,12 @@ class RegistryServiceStub:
     """
     ListEndpoints: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListEndpointsRequest, _registry_pb2.ListEndpointsResponse]
     """Lists the catalog as the router sees it now, sorted by backend and address."""
+    WatchEndpoints: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchEndpointsRequest, _registry_pb2.WatchEndpointsResponse]
+    """Follows the catalog: the first message holds all of it, each further one
+    what has changed since the one before. Changes that come close together may
+    arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
+    and replace what you have by the new first message.
+    """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -67,6 +73,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     ListEndpoints: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListEndpointsRequest, _registry_pb2.ListEndpointsResponse]  # type: ignore[assignment]
     """Lists the catalog as the router sees it now, sorted by backend and address."""
+    WatchEndpoints: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchEndpointsRequest, _registry_pb2.WatchEndpointsResponse]  # type: ignore[assignment]
+    """Follows the catalog: the first message holds all of it, each further one
+    what has changed since the one before. Changes that come close together may
+    arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
+    and replace what you have by the new first message.
+    """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -107,5 +119,17 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListEndpointsResponse, _abc.Awaitable[_registry_pb2.ListEndpointsResponse]]:
         """Lists the catalog as the router sees it now, sorted by backend and address."""
+
+    @_abc_1.abstractmethod
+    def WatchEndpoints(
+        self,
+        request: _registry_pb2.WatchEndpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchEndpointsResponse], _abc.AsyncIterator[_registry_pb2.WatchEndpointsResponse]]:
+        """Follows the catalog: the first message holds all of it, each further one
+        what has changed since the one before. Changes that come close together may
+        arrive as one, and one may tell no more than a new version. Ends with UNAVAILABLE when the router shuts down: ask again,
+        and replace what you have by the new first message.
+        """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from aiflow_router.config import Config, Listen
+from aiflow_router.config.config import Config, Listen
 
 DEFAULT_FILE = "aiflow.yaml"
 

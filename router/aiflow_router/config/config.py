@@ -1,0 +1,175 @@
+"""The whole of aiflow.yaml as one frozen `Config`; `file` reads it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from aiflow_router.catalog.endpoint import Endpoint, Protocol
+from aiflow_router.catalog.fields import violations
+from aiflow_router.config.health import Ejection, Health
+from aiflow_router.config.route import Route
+from aiflow_router.config.values import (
+    Duration,
+    ListenAddress,
+    Name,
+    Section,
+    Timeout,
+    Zone,
+    first_twice,
+)
+from aiflow_router.identity.keys import KeyRecord
+
+DEFAULT_CONNECTION_AGE_S = 30.0
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(
+            "must be the SHA-256 of the key as 64 lower-case hex digits: "
+            "`printf %s KEY | sha256sum` prints it"
+        )
+    return value
+
+
+class Listen(Section):
+    grpc: ListenAddress = "127.0.0.1:7600"
+    http: ListenAddress = "127.0.0.1:7601"
+    # Processes that share listen.grpc.
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    # When a caller's connection is asked to be made anew; None: never with one worker, with more
+    # after DEFAULT_CONNECTION_AGE_S, for by this connections move from a worker to its successor.
+    max_connection_age: Timeout | None = None
+    max_message_mb: Annotated[int, Field(ge=1, le=512)] = 64
+    # Calls that one connection may have open at once; the caller's gRPC holds further ones back.
+    max_concurrent_streams: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    # Above it a new connection is closed at once.
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    # Whether compressed requests are taken; without it they are UNIMPLEMENTED, and a small request
+    # cannot grow to a thousand times its size in the router's memory.
+    compression: bool = True
+    # After shutdown is announced and before new calls are refused: time for callers to notice.
+    drain_grace: Duration = 1.0
+    # How long calls in flight may take to end after that.
+    drain_timeout: Duration = 30.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Listen:
+        if self.workers > 1 and sys.platform != "linux":
+            raise ValueError("workers: more than 1 is possible on Linux only; remove it here")
+        return self
+
+    def connection_age_s(self) -> float | None:
+        """How old a connection may become; None where it may for ever."""
+        if self.max_connection_age is None and self.workers > 1:
+            return DEFAULT_CONNECTION_AGE_S
+        return self.max_connection_age
+
+
+class Embedded(Section):
+    pass
+
+
+class StaticEndpoint(Section):
+    backend: str
+    address: str
+    protocol: Literal["oip", "grpc"]
+    models: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    zone: Zone = ""
+
+    @model_validator(mode="after")
+    def _fields(self) -> StaticEndpoint:
+        wrong = violations(
+            backend=self.backend,
+            address=self.address,
+            protocol=Protocol[self.protocol.upper()],
+            models=self.models,
+            services=self.services,
+            weight=self.weight,
+        )
+        if wrong:
+            raise ValueError("; ".join(f"{field}: {why}" for field, why in wrong.items()))
+        return self
+
+    def endpoint(self) -> Endpoint:
+        return Endpoint(
+            backend=self.backend,
+            address=self.address,
+            protocol=Protocol[self.protocol.upper()],
+            models=tuple(dict.fromkeys(self.models)),
+            services=tuple(dict.fromkeys(self.services)),
+            weight=self.weight,
+            zone=self.zone,
+        )
+
+
+class Discovery(Section):
+    embedded: Embedded | None = None
+    static: tuple[StaticEndpoint, ...] = ()
+
+    @model_validator(mode="after")
+    def _some(self) -> Discovery:
+        if self.embedded is None and not self.static:
+            raise ValueError("name a source of endpoints: `embedded: {}` or `static: [...]`")
+        keys = [(item.backend, item.address) for item in self.static]
+        if twice := first_twice(keys):
+            raise ValueError(f"endpoint {'@'.join(twice)} is listed twice")
+        return self
+
+
+class Key(Section):
+    name: Name
+    tenant: Name
+    sha256: Annotated[str, AfterValidator(_sha256)] = Field(repr=False)
+    may: Annotated[tuple[Literal["call", "register"], ...], Field(min_length=1)] = ("call",)
+
+    def record(self) -> KeyRecord:
+        return KeyRecord(
+            name=self.name, tenant=self.tenant, sha256=self.sha256, may=frozenset(self.may)
+        )
+
+
+class Auth(Section):
+    mode: Literal["required", "optional"] = "optional"
+    keys: tuple[Key, ...] = ()
+
+    @model_validator(mode="after")
+    def _usable(self) -> Auth:
+        if self.mode == "required" and not self.keys:
+            raise ValueError("mode is `required` but there are no keys: nobody could call")
+        if twice := first_twice([key.name for key in self.keys]):
+            raise ValueError(f'two keys are named "{twice}"')
+        if first_twice([key.sha256 for key in self.keys]):
+            raise ValueError("two entries of keys are the same key")
+        return self
+
+
+class Config(Section):
+    listen: Listen = Listen()
+    discovery: Discovery = Discovery(embedded=Embedded())
+    auth: Auth = Auth()
+    routes: tuple[Route, ...] = ()
+    # The router's own; empty for no preference.
+    zone: Zone = ""
+    slow_start: Duration = 10.0
+    health: Health = Health()
+    ejection: Ejection = Ejection()
+
+    @model_validator(mode="after")
+    def _once(self) -> Config:
+        zones = {item.zone for item in self.discovery.static}
+        if self.zone and self.discovery.embedded is None and self.zone not in zones:
+            raise ValueError(
+                f'zone: no static endpoint is in zone "{self.zone}" and none can register, so it '
+                "would have no effect"
+            )
+        matches = [(route.match.model, route.match.service) for route in self.routes]
+        if twice := first_twice(matches):
+            kind, name = ("model", twice[0]) if twice[0] else ("service", twice[1])
+            raise ValueError(f'routes: two routes match {kind} "{name}"; only one could apply')
+        return self

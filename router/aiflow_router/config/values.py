@@ -1,0 +1,96 @@
+"""The kinds of values in aiflow.yaml, and what all its sections have in common."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
+
+from aiflow_router.catalog.fields import address_problem
+
+_DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>ms|s|m|h)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(value: object) -> float:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('must be a duration with its unit, such as "150ms", "2s" or "5m"')
+    return float(match["number"]) * _UNIT_S[match["unit"]]
+
+
+def _written(value_s: float) -> str:
+    """As `_seconds` reads it, whatever its size."""
+    return f"{value_s:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be longer than 0")
+    return value
+
+
+def _share(value: object) -> float:
+    match = re.fullmatch(r"(\d+(\.\d+)?)%", value) if isinstance(value, str) else None
+    if match is None or not 0 <= float(match[1]) <= 100:
+        raise ValueError('must be a share of 0% to 100%, such as "20%"')
+    return float(match[1]) / 100
+
+
+def _listen_address(value: str) -> str:
+    if problem := address_problem(value, lowest_port=0):
+        raise ValueError(problem)
+    return value
+
+
+def first_twice(items: list[Any]) -> Any:
+    """The first item that is there twice; None when each is there once."""
+    seen: set[Any] = set()
+    for item in items:
+        if item in seen:
+            return item
+        seen.add(item)
+    return None
+
+
+def _off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    PlainSerializer(_written, when_used="json"),
+]
+Timeout = Annotated[Duration, AfterValidator(_positive)]
+Percent = Annotated[
+    float,
+    BeforeValidator(_share),
+    PlainSerializer(lambda value: f"{value * 100:g}%", when_used="json"),
+]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(_off)]
+Zone = Annotated[str, Field(max_length=128)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def without_effect(self, switch: str) -> None:
+        """For a section that is off by `switch`: raises where another key says anything.
+
+        By value, for the printed configuration names every default and must be read again.
+        """
+        fields = type(self).model_fields
+        if any(getattr(self, name) != fields[name].default for name in fields if name != switch):
+            raise ValueError(f"`{switch}` is off, so nothing else here has an effect: leave it out")

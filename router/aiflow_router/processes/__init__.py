@@ -1,0 +1,1 @@
+"""`listen.workers`: a supervisor, and the processes it runs at one address."""

@@ -1,0 +1,134 @@
+"""The supervisor's catalog, as its workers reach it: RegistryService on a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import orjson
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from aiflow_router.catalog.catalog import Catalog
+from aiflow_router.catalog.endpoint import Endpoint, Key, State
+from aiflow_router.processes.child import Child
+from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
+from aiflow_router.rpc.visit import Context
+from aiflow_router.rpc.watch import Watchers
+from aiflow_sdk import errors, status
+
+_log = structlog.get_logger(__name__)
+
+# What registers is answered when every worker sends calls to it, or after this time.
+CONFIRMED_WITHIN_S = 1.0
+
+
+class Owner:
+    """Answers workers. Keys were checked by them, and the socket's folder is this user's alone."""
+
+    def __init__(self, catalog: Catalog, children: Callable[[], Sequence[Child]]) -> None:
+        self._catalog = catalog
+        self._children = children
+        self._watchers = Watchers()
+        self._registry = Registry(catalog=catalog, seen=self._seen, shown=self._shown)
+        self._confirmed = 0
+        self._confirming: dict[int, asyncio.Task[None]] = {}
+        catalog.follow(self._watchers.follow)
+
+    @asynccontextmanager
+    async def listening(self, path: Path) -> AsyncIterator[None]:
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(_answering(kind, work))
+            for name, (kind, work) in self._registry.works().items()
+        }
+        methods[WATCH.rpartition("/")[2]] = grpc.unary_stream_rpc_method_handler(self._watch)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        try:
+            yield
+        finally:
+            self._watchers.close()
+            await server.stop(None)
+
+    async def _watch(self, _: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for change in self._watchers.changes():
+                yield change
+        except errors.AiflowError as error:
+            await _abort(context, error)
+
+    async def _shown(self, key: Key) -> None:
+        """Returns when every worker has what was last said of `key`; see CONFIRMED_WITHIN_S."""
+        await self._catalog.shown(key)
+        version = self._catalog.snapshot.version
+        if version <= self._confirmed:
+            return
+        task = self._confirming.get(version)
+        if task is None:
+            task = self._confirming[version] = asyncio.create_task(self._confirm(version))
+            task.add_done_callback(lambda _: self._confirming.pop(version))
+        await asyncio.shield(task)  # Others may wait for it too.
+
+    async def _confirm(self, version: int) -> None:
+        children = self._children()
+        path = f"/version/{version}"
+        answers = await asyncio.gather(
+            *(child.ask(path, within_s=CONFIRMED_WITHIN_S) for child in children)
+        )
+        silent = [
+            child.name for child, answer in zip(children, answers, strict=True) if answer is None
+        ]
+        if silent:
+            _log.warning("workers did not confirm a change of the catalog", workers=silent)
+        self._confirmed = max(self._confirmed, version)
+
+    async def _seen(self) -> Seen:
+        """Of all workers: their calls in flight summed, and the worst that one of them sees."""
+        inflight: Counter[Key] = Counter()
+        worst: dict[Key, State] = {}
+        answers = await asyncio.gather(*(child.ask("/endpoints") for child in self._children()))
+        for answer in answers:
+            for backend, address, state, calls in orjson.loads(answer or b"[]"):
+                key = (backend, address)
+                inflight[key] += calls
+                worst[key] = max(worst.get(key, State.READY), State(state))
+
+        def seen(endpoint: Endpoint) -> tuple[State, int]:
+            state = self._catalog.snapshot.entries[endpoint.key].state
+            if state is State.READY:
+                state = worst.get(endpoint.key, state)
+            return state, inflight[endpoint.key]
+
+        return seen
+
+
+def _answering(
+    kind: type[Message], work: Callable[[Any], Awaitable[bytes]]
+) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def answer(request: bytes, context: Context) -> bytes:
+        try:
+            return await work(kind.FromString(request))
+        except DecodeError as error:
+            await _abort(
+                context,
+                errors.BadInputError(
+                    f"the request is not a valid {kind.DESCRIPTOR.full_name}: {error}"
+                ),
+            )
+        except errors.AiflowError as error:
+            await _abort(context, error)
+        raise AssertionError("abort raises")
+
+    return answer
+
+
+async def _abort(context: Context, error: errors.AiflowError) -> None:
+    await context.abort(status.status_code(error), error.message, tuple(status.to_trailers(error)))

@@ -1,0 +1,252 @@
+"""`aiflow router` where `listen.workers` is more than 1: one catalog, one view, N workers.
+
+No call passes through this process. It has the catalog and the HTTP side; calls go from the kernel
+to the workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+
+from aiflow_router.balancing.census import served
+from aiflow_router.catalog.catalog import Catalog
+from aiflow_router.catalog.leases import Leases
+from aiflow_router.config.config import Config
+from aiflow_router.config.file import ConfigError
+from aiflow_router.processes import merge
+from aiflow_router.processes.address import reserved
+from aiflow_router.processes.child import Child, ChildError, Listening, started
+from aiflow_router.processes.owner import Owner
+from aiflow_router.processes.pool import Pool
+from aiflow_router.processes.worker import SUPERVISOR_SOCKET
+from aiflow_router.rpc import http
+from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
+
+_log = structlog.get_logger(__name__)
+
+_FORCED_EXIT = 130
+# Linux allows 107 bytes for the name of a Unix socket.
+LONGEST_FOLDER = 80
+
+Read = Callable[[], Config]
+"""Reads the configuration as it is now. Raises ConfigError."""
+
+
+async def supervise(config: Config, *, read: Read, listening: Callable[[str, str], None]) -> str:
+    """Serves until a signal; what was wrong, or empty.
+
+    SIGHUP replaces the workers by ones with the configuration that `read` gives. `listening` takes
+    the addresses, gRPC and HTTP, when all workers serve.
+    """
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aiflow-")))
+            if len(str(folder)) > LONGEST_FOLDER:
+                return (
+                    f"{folder} is too long for Unix sockets in it: set TMPDIR to a folder with a "
+                    "shorter name"
+                )
+            try:
+                address = stack.enter_context(reserved(config.listen.grpc))
+            except OSError as error:
+                raise in_use_grpc(config.listen.grpc, error) from None
+            supervisor = Supervisor(config, read=read, folder=folder, address=address)
+            await stack.enter_async_context(supervisor.running(listening))
+            return await supervisor.until_told()
+    except (AddressInUseError, ChildError) as error:
+        return str(error)
+
+
+class Supervisor:
+    """Lives in one event loop, and has its signals."""
+
+    def __init__(self, config: Config, *, read: Read, folder: Path, address: str) -> None:
+        self._config = config
+        self._read = read
+        self._folder = folder
+        self._address = address
+        self._files = 0
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._catalog = Catalog(
+            static=[item.endpoint() for item in config.discovery.static],
+            leases=None if config.discovery.embedded is None else Leases(),
+        )
+        self._pool = Pool(
+            start=partial(started, folder=folder, listening=Listening()),
+            config=self._written(config),
+            ended=self._ended,
+        )
+        self._counted: merge.Families = {}
+        self._last_words: list[str] = []
+        self._scrape = asyncio.Lock()
+        self._metrics = _Metrics(self._catalog, self._pool)
+
+    @contextlib.asynccontextmanager
+    async def running(self, listening: Callable[[str, str], None]) -> AsyncIterator[None]:
+        """Workers, catalog and HTTP side, until the block ends. Raises ChildError."""
+        self._take_signals()
+        pool = self._pool
+        app = http.application(
+            ready=lambda: bool(pool.serving()) and not self._stop.is_set(),
+            report=lambda: {**served(self._catalog.snapshot), "workers": len(pool.serving())},
+            metrics=self._text,
+        )
+        owner = Owner(self._catalog, lambda: [*pool.serving(), *pool.leaving()])
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._catalog.close)
+            await self._catalog.settled()
+            await stack.enter_async_context(owner.listening(self._folder / SUPERVISOR_SOCKET))
+            http_address = await listen_http(stack, app, self._config.listen.http)
+            # Workers go first: until then they have their catalog.
+            stack.push_async_callback(self._stop_workers)
+            await pool.fill(self._config.listen.workers)
+            listening(self._address, http_address)
+            yield
+
+    async def until_told(self) -> str:
+        """Until a signal to stop, or until workers cannot be kept alive: then why."""
+        reloading = asyncio.create_task(self._reloads())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait(
+            (stopped, reloading, self._pool.failed), return_when=asyncio.FIRST_COMPLETED
+        )
+        if reloading.done():
+            reloading.result()  # It ends by itself only where it failed.
+        reloading.cancel()
+        stopped.cancel()
+        await asyncio.wait((reloading, stopped))
+        return self._pool.failed.result() if self._pool.failed.done() else ""
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_stop() -> None:
+            if self._stop.is_set():
+                self._pool.kill()
+                shutil.rmtree(self._folder, ignore_errors=True)
+                os._exit(_FORCED_EXIT)
+            self._stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+
+    async def _stop_workers(self) -> None:
+        self._stop.set()
+        listen = self._config.listen
+        _log.info("draining", workers=len(self._pool.serving()))
+        await self._pool.stop(within_s=listen.drain_grace + listen.drain_timeout)
+
+    async def _reloads(self) -> None:
+        """One reload after the other; signals that come meanwhile make one more."""
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            try:
+                config = self._reread()
+                _log.info("reloading", workers=config.listen.workers)
+                await self._pool.roll(
+                    self._written(config),
+                    count=config.listen.workers,
+                    begins=partial(self._take, config),
+                )
+            except ConfigError as error:
+                self._metrics.load_errors.inc()
+                _log.error("reload refused: the old configuration stays", problems=error.problems)
+            except ChildError as error:
+                self._metrics.load_errors.inc()
+                _log.error("reload refused: a new worker does not start", error=str(error))
+            else:
+                self._metrics.reloads.inc()
+                _log.info("reloaded")
+
+    def _reread(self) -> Config:
+        """Raises ConfigError, also for what cannot change while the router runs."""
+        new, old = self._read(), self._config
+        fixed = {
+            "listen.grpc": (old.listen.grpc, new.listen.grpc),
+            "listen.http": (old.listen.http, new.listen.http),
+            "discovery.embedded": (old.discovery.embedded, new.discovery.embedded),
+        }
+        changed = [key for key, (before, after) in fixed.items() if before != after]
+        if changed:
+            raise ConfigError(
+                [f"{key} cannot change by a reload: restart the router" for key in changed]
+            )
+        return new
+
+    def _take(self, config: Config) -> None:
+        self._config = config
+        self._catalog.list_static(item.endpoint() for item in config.discovery.static)
+
+    def _written(self, config: Config) -> Path:
+        """A file for workers: what was checked, whatever happens to the one it came from."""
+        self._files += 1
+        listen = config.listen.model_copy(update={"grpc": self._address})
+        path = self._folder / f"config-{self._files}.json"
+        path.touch(mode=0o600)
+        path.write_text(
+            config.model_copy(update={"listen": listen}).model_dump_json(exclude_unset=True)
+        )
+        return path
+
+    def _ended(self, child: Child, *, died: bool) -> None:
+        if died:
+            self._metrics.deaths.inc()
+        self._last_words.append(child.heard)
+
+    async def _text(self) -> bytes:
+        """Everybody's metrics; those of a worker that ends meanwhile are counted once."""
+        async with self._scrape:
+            children = [*self._pool.serving(), *self._pool.leaving()]
+            await asyncio.gather(*(child.metrics() for child in children))
+            living = {child.label(): child.heard for child in children if not child.ended.is_set()}
+            last_words, self._last_words = self._last_words, []
+            # Thousands of models are many lines, and leases must be renewed meanwhile.
+            text, self._counted = await asyncio.to_thread(
+                merge.told, living, last_words, total=self._counted, own=self._metrics.text()
+            )
+        return text
+
+
+class _Metrics:
+    """What the supervisor itself has to say."""
+
+    def __init__(self, catalog: Catalog, pool: Pool) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.load_errors = Counter(
+            "aiflow_config_load_errors",
+            "Configurations that were refused since the start.",
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "aiflow_reloads", "Reloads that replaced every worker.", registry=registry
+        )
+        self.deaths = Counter(
+            "aiflow_worker_deaths", "Workers that died unasked.", registry=registry
+        )
+        Gauge(
+            "aiflow_discovery_age_seconds",
+            "Time since a registered server was last heard of.",
+            registry=registry,
+        ).set_function(catalog.age_s)
+        workers = Gauge("aiflow_workers", "Worker processes.", ("state",), registry=registry)
+        workers.labels("serving").set_function(lambda: len(pool.serving()))
+        workers.labels("starting").set_function(pool.starting)
+        workers.labels("leaving").set_function(lambda: len(pool.leaving()))
+
+    def text(self) -> str:
+        return generate_latest(self._registry).decode()
