@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -31,13 +32,16 @@ from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.visit import Front
 from aiflow_router.rpc.watch import Relays, Watchers
 from aiflow_router.running import Router, Shared
-from aiflow_router.telemetry.access import AccessLog, to_stderr
+from aiflow_router.telemetry.access import to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
+from aiflow_router.telemetry.journal import Journal
 from aiflow_router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
 LAST_ANSWERS_S = 0.5
+# The event loop's own clock, without its call into Python.
+_CLOCK = time.monotonic
 
 
 @asynccontextmanager
@@ -58,17 +62,16 @@ async def serving(
     """
     config = config or Config()
     leave_out_callers_bytes()
-    loop = asyncio.get_running_loop()
     limit_bytes = config.listen.max_message_mb * 1024 * 1024
     metrics = Metrics()
-    access = AccessLog(write=access_write)
+    journal = Journal(metrics=metrics, write=access_write)
     catalog: Catalog | Mirror = _catalog(config) if shared is None else shared.mirror
-    loads = Loads(clock=loop.time, slow_start_s=config.slow_start)
+    loads = Loads(clock=_CLOCK, slow_start_s=config.slow_start)
     links = Links(max_message_bytes=limit_bytes)
     kinds = Kinds(links=links)
     batches = _batches(config, links=links, loads=loads)
     outliers = _outliers(config, loads=loads, metrics=metrics)
-    table = _table(config, loads=loads, clock=loop.time)
+    table = _table(config, loads=loads)
     front = Front(
         keys=Keys(
             [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
@@ -77,12 +80,13 @@ async def serving(
         sender=Sender(
             links=links,
             outliers=outliers,
+            journal=journal,
             metrics=metrics,
-            clock=loop.time,
+            clock=_CLOCK,
             limit_bytes=limit_bytes,
         ),
         metrics=metrics,
-        access=access,
+        journal=journal,
         limit_bytes=limit_bytes,
     )
     healths = health.Health(table=table)
@@ -97,7 +101,7 @@ async def serving(
         catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
-        stack.callback(access.flush)
+        stack.callback(journal.settle)
         stack.push_async_callback(links.close)
         stack.push_async_callback(kinds.close)
         stack.push_async_callback(batches.close)
@@ -253,7 +257,7 @@ def _registering(
     return watchers, registry.handlers(front, registry=own, watchers=watchers)
 
 
-def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table:
+def _table(config: Config, *, loads: Loads) -> Table:
     policies = [
         (
             route.match,
@@ -274,6 +278,6 @@ def _table(config: Config, *, loads: Loads, clock: Callable[[], float]) -> Table
         models={match.model: policy for match, policy in policies if match.model},
         services={match.service: policy for match, policy in policies if match.service},
         default=Policy(),
-        clock=clock,
+        clock=_CLOCK,
         preference=Preference(zone=config.zone, slow_start_s=config.slow_start),
     )

@@ -84,6 +84,12 @@ class Pool:
             return self._open
         return self._chosen(now_s, rng, asking)
 
+    def another(self, now_s: float, tried: Sequence[Load | None]) -> bool:
+        """Whether one that is fit, or where none is any, was not tried."""
+        if now_s >= self._next_s or self._seen != self._changes.count:
+            self._refresh(now_s)
+        return any(load not in tried for load in self._fit or self._loads)
+
     def panics(self, now_s: float) -> bool:
         """Whether none is fit, so that all are used."""
         return not any(load.fit(now_s) for load in self._loads)

@@ -51,15 +51,21 @@ class Call:
         return None if self.deadline_s == math.inf else self.deadline_s - now_s
 
     def another(self) -> bool:
-        """Whether one more endpoint may be tried, and there is one."""
+        """Whether one more endpoint may be tried, and there is one, be it in a bad state."""
         return self.attempts < self.plan.retry.attempts and len(self.tried) < len(self.plan.loads)
+
+    def elsewhere(self, now_s: float) -> bool:
+        """Whether another endpoint than those asked so far is fit to be asked."""
+        return self.plan.pool.another(now_s, [*self.tried, self.load])
 
     def try_due_s(self, now_s: float) -> float:
         """When the attempt that starts now must have its answer."""
-        try_s = self.plan.retry.per_try_timeout_s
-        if try_s is None or not self.another():
+        retry = self.plan.retry
+        if retry.per_try_timeout_s is None or self.attempts >= retry.attempts:
             return self.deadline_s
-        return min(self.deadline_s, now_s + try_s)
+        if not self.elsewhere(now_s):
+            return self.deadline_s
+        return min(self.deadline_s, now_s + retry.per_try_timeout_s)
 
     def served_by(self) -> str:
         """The model (else the backend) and the address; empty before the first pick."""

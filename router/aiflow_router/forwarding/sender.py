@@ -25,6 +25,7 @@ from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.link import Link, Links
 from aiflow_router.forwarding.retry import BUDGET_WAIT_S, backoff_s
 from aiflow_router.forwarding.unary import Answer
+from aiflow_router.telemetry.journal import Journal
 from aiflow_router.telemetry.metrics import Metrics
 from aiflow_sdk import errors
 
@@ -69,6 +70,7 @@ class Sender:
         *,
         links: Links,
         outliers: Outliers,
+        journal: Journal,
         metrics: Metrics,
         clock: Callable[[], float],
         limit_bytes: int,
@@ -80,7 +82,7 @@ class Sender:
         self._links = links
         self._outliers = outliers
         self._metrics = metrics
-        self._attempts = metrics.attempts
+        self._journal = journal
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._sleep = sleep
 
@@ -126,7 +128,7 @@ class Sender:
         if took_s is not None and call.plan.memory.timed:
             self.answered(call, outcome, took_s=took_s)
         self._outliers.ended(load, outcome)
-        self._attempts(load.endpoint.backend, outcome)()
+        self._journal.attempted(load.endpoint.backend, outcome)
 
     def answered(self, call: Call, outcome: str, *, took_s: float) -> None:
         """Remembers how long the endpoint of this attempt took."""
@@ -202,7 +204,7 @@ class Sender:
         return won.result()
 
     def _may_hedge(self, call: Call) -> bool:
-        if len(call.tried) + 1 >= len(call.plan.loads):
+        if not call.elsewhere(self.clock()):
             return False
         if call.plan.budget.take():
             return True

@@ -14,7 +14,7 @@ from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.forwarding.sender import always, never
 from aiflow_router.forwarding.stream import forward_stream
-from aiflow_router.rpc.visit import Context, Front, Visit
+from aiflow_router.rpc.visit import ARRIVING, Context, Front, Visit
 from aiflow_router.telemetry.metrics import UNKNOWN
 
 MAX_CACHED_METHODS = 4096
@@ -43,6 +43,7 @@ class Door(grpc.GenericRpcHandler):
         kinds.on_change(self._forget)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        ARRIVING.set(handler_call_details.invocation_metadata)
         method = handler_call_details.method
         handler = self._handlers.get(method)
         if handler is not None:

@@ -30,16 +30,20 @@ class Uploads:
         self._since_s: dict[asyncio.Task[Any], float] = {}  # oldest first
         self._late: set[asyncio.Task[Any]] = set()
 
-    async def receive(self, context: Context) -> bytes:
-        """The request. Raises BadInputError where none comes, DeadlineExceededError."""
+    async def receive(self, context: Context, *, since_s: float) -> bytes:
+        """The request of a call that came at `since_s`.
+
+        Raises BadInputError where none comes, DeadlineExceededError.
+        """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - handlers run in tasks
-        self._since_s[task] = self._clock()
+        self._since_s[task] = since_s
         try:
             message = await context.read()
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
+            self._late.discard(task)
             task.uncancel()
             raise errors.DeadlineExceededError(
                 f"the request did not come within {self._within_s:g} s: send less at a time, or "
@@ -47,7 +51,6 @@ class Uploads:
             ) from None
         finally:
             del self._since_s[task]
-            self._late.discard(task)
         if isinstance(message, bytes):
             return message
         # A caller that goes away ends its messages too, and only a moment later is this task

@@ -95,6 +95,7 @@ class Filled(Protocol):
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._settle: Callable[[], None] = lambda: None
         ProcessCollector(registry=self.registry)
         requests = Counter(
             "aiflow_requests",
@@ -200,7 +201,12 @@ class Metrics:
         """For a catalog that another process owns."""
         self.registry.register(_Mirrored(following, lost))
 
+    def before_scrape(self, settle: Callable[[], None]) -> None:
+        """`settle` counts what was noted and not counted yet."""
+        self._settle = settle
+
     def text(self) -> bytes:
+        self._settle()
         return generate_latest(self.registry)
 
 

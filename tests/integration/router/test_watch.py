@@ -87,7 +87,7 @@ async def test_who_loses_the_catalog_keeps_its_view_and_finds_it_again() -> None
         async with mesh(at(address)) as second:
             await second.register("127.0.0.1:2")
             await until(lambda: set(mirror.snapshot.entries) == {("echo", "127.0.0.1:2")})
-            assert following.now
+            await until(lambda: following.now)
             assert following.lost == 1
 
 

@@ -218,3 +218,17 @@ def test_where_all_are_new_none_is_held_back() -> None:
         item.ramps_from_s = 0.0
     found, _ = choices(loads, preference=Preference(slow_start_s=10.0), zones=0, now_s=1.0)
     assert [bound for bound, _ in found] == [1.0]
+
+
+def test_who_is_left_to_try_is_asked_of_the_fit_ones_and_in_panic_of_all() -> None:
+    changes = Changes()
+    loads = one, two, out = load(1), load(2), load(3)
+    for each in loads:
+        each.changes = changes
+    pool = Pool(loads, changes=changes)
+    out.fails("it says so")
+    assert pool.another(0.0, [one])
+    assert not pool.another(0.0, [one, two])
+    for fit in (one, two):
+        fit.fails("it says so")
+    assert pool.another(0.0, [one, two])
