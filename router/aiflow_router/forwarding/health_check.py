@@ -7,7 +7,7 @@ and again until it is back), or its calls in flight bring no answer. Idle endpoi
 may be thousands, cost nothing.
 
 What an endpoint does not offer it is not blamed for (gRFC A17): UNIMPLEMENTED, and any other
-refusal of the check itself, is an answer, so whoever gave it is alive.
+refusal of the check itself, is an answer, so whoever gave it is alive, and is left in peace.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import grpc
@@ -36,6 +37,8 @@ _REQUEST = health_pb2.HealthCheckRequest().SerializeToString()
 
 TICK_S = 0.2
 LOOK_EVERY_S = 1.0
+# Half a millisecond's work.
+LOOKED_AT_ONCE = 500
 IDLE_AFTER_S = 60.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 1.0
@@ -72,10 +75,10 @@ class _Watched:
     """
 
     load: Load
-    due_s: float
     used_s: float
     answers: int
     verdict: Verdict = field(default_factory=Verdict)
+    due_s: float = NEVER_S
     checked_s: float = float("-inf")
     pause_s: float = FIRST_PAUSE_S
     polled: bool = False
@@ -109,7 +112,9 @@ class HealthChecks:
         self._sleep = sleep
         self._watched: dict[Load, _Watched] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._looked_s = float("-inf")
+        # Those that are due some time, and those that are being checked.
+        self._waiting: set[_Watched] = set()
+        self._checking: set[_Watched] = set()
         # An endpoint that is out is looked at again before this is over.
         self._hold_s = 2 * policy.timeout_s + 2 * LONGEST_PAUSE_S
         loads.changes.on_doubt = self.doubt
@@ -117,9 +122,9 @@ class HealthChecks:
     async def run(self) -> None:
         """Looks after the endpoints until it is cancelled."""
         try:
-            while True:
-                await self._sleep(TICK_S)
-                self._tick(self._clock())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._look_around())
+                group.create_task(self._start_checks())
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -128,45 +133,71 @@ class HealthChecks:
 
     def doubt(self, load: Load) -> None:
         """Checks the endpoint at once."""
-        self._one(load, self._clock()).due_s = self._clock()
+        now_s = self._clock()
+        self._set_due(self._one(load, now_s), now_s)
 
     def _one(self, load: Load, now_s: float) -> _Watched:
         one = self._watched.get(load)
         if one is None:
-            one = _Watched(load=load, due_s=now_s, used_s=now_s, answers=_answers(load))
+            one = _Watched(load=load, used_s=now_s, answers=_answers(load))
             self._watched[load] = one
+            self._set_due(one, now_s)
         return one
 
-    def _tick(self, now_s: float) -> None:
-        if now_s >= self._looked_s + LOOK_EVERY_S:
-            self._looked_s = now_s
-            for load in self._loads:
+    def _set_due(self, one: _Watched, due_s: float) -> None:
+        one.due_s = due_s
+        if due_s == NEVER_S:
+            self._waiting.discard(one)
+        else:
+            self._waiting.add(one)
+
+    async def _look_around(self) -> None:
+        """Sees who is in use, in pieces, so that ten thousand do not hold the event loop."""
+        while True:
+            await self._sleep(LOOK_EVERY_S)
+            for number, load in enumerate(list(self._loads)):
+                if number % LOOKED_AT_ONCE == 0:
+                    await self._sleep(0)
                 if load.calls or load.inflight:
+                    now_s = self._clock()
                     self._look(self._one(load, now_s), now_s)
-        room = CHECKS_AT_ONCE - sum(not _idle(one.checking) for one in self._watched.values())
-        for one in list(self._watched.values()):
-            if one.load not in self._loads:
-                self._rest(one)
-                del self._watched[one.load]
-            elif now_s >= one.due_s and room > 0 and _idle(one.checking):
-                room -= 1
-                one.checking = self._start(self._check(one))
+            for number, one in enumerate(list(self._watched.values())):
+                if number % LOOKED_AT_ONCE == 0:
+                    await self._sleep(0)
+                if one.load not in self._loads:
+                    self._rest(one)
+                    del self._watched[one.load]
+
+    async def _start_checks(self) -> None:
+        while True:
+            await self._sleep(TICK_S)
+            now_s = self._clock()
+            for one in [one for one in self._waiting if now_s >= one.due_s]:
+                if len(self._checking) >= CHECKS_AT_ONCE:
+                    break
+                if one not in self._checking and one.load in self._loads:
+                    self._checking.add(one)
+                    one.checking = self._start(self._check(one))
+                    one.checking.add_done_callback(partial(self._checked, one))
+
+    def _checked(self, one: _Watched, _: object) -> None:
+        self._checking.discard(one)
 
     def _look(self, one: _Watched, now_s: float) -> None:
         """Whether it is in use, and whether its calls get answers."""
         load = one.load
         before, one.answers = one.answers, _answers(load)
         if one.answers != before or load.inflight:
-            if now_s > one.used_s + IDLE_AFTER_S:
-                one.due_s = now_s
+            silent = one.answers == before and now_s >= one.checked_s + self._policy.interval_s
+            if silent or now_s > one.used_s + IDLE_AFTER_S:
+                self._set_due(one, min(one.due_s, now_s))
             one.used_s = now_s
-            if one.answers == before and now_s >= one.checked_s + self._policy.interval_s:
-                one.due_s = min(one.due_s, now_s)
         elif now_s > one.used_s + IDLE_AFTER_S and load.fit(now_s):
             self._rest(one)
 
     def _rest(self, one: _Watched) -> None:
-        one.due_s, one.polled = NEVER_S, False
+        self._set_due(one, NEVER_S)
+        one.polled = False
         for task in (one.checking, one.watching):
             if task is not None:
                 task.cancel()
@@ -177,7 +208,8 @@ class HealthChecks:
         try:
             if link.ready() or await link.connect(timeout_s=self._policy.timeout_s):
                 result = await self._ask(link)
-                if _idle(one.watching) and not one.polled and result != "no_answer":
+                offered = result in ("serving", "not_serving")
+                if offered and _idle(one.watching) and not one.polled:
                     one.watching = self._start(self._watch(one, link))
             else:
                 result, one.polled = "unreachable", False
@@ -215,7 +247,7 @@ class HealthChecks:
             link.call_ended()
         # A call may hear of a broken connection before its channel does.
         one.polled = not await link.drops(within_s=DROPS_WITHIN_S)
-        one.due_s = self._clock() + (self._policy.interval_s if one.polled else 0.0)
+        self._set_due(one, self._clock() + (self._policy.interval_s if one.polled else 0.0))
 
     def _heard(self, one: _Watched, result: Result) -> None:
         load, policy = one.load, self._policy
@@ -234,8 +266,10 @@ class HealthChecks:
         if one.verdict.healthy:
             load.passes()
             one.pause_s = FIRST_PAUSE_S
-            told = not (_idle(one.watching) or one.verdict.against)
-            one.due_s = NEVER_S if told else now_s + self._until_next_s(one)
+            # Who tells by itself, or has nothing to tell, is asked again only in doubt.
+            told = result == "not_offered" or not _idle(one.watching)
+            rests = told and not one.verdict.against
+            self._set_due(one, NEVER_S if rests else now_s + self._until_next_s(one))
         else:
             if result == "not_serving":
                 load.fails("it says NOT_SERVING")
@@ -249,7 +283,7 @@ class HealthChecks:
         return self._policy.interval_s * self._rng.uniform(0.9, 1.0)
 
     def _again(self, one: _Watched, now_s: float) -> None:
-        one.due_s = now_s + one.pause_s * self._rng.uniform(0.5, 1.0)
+        self._set_due(one, now_s + one.pause_s * self._rng.uniform(0.5, 1.0))
         one.pause_s = min(2 * one.pause_s, LONGEST_PAUSE_S)
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
