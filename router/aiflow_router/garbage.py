@@ -19,8 +19,8 @@ from typing import Any
 LONG_S = 0.001
 
 # Python's own are 700, 10, 10, by which 77,000 objects may come between two full collections: with
-# these it is 12,600, which take some 3 ms. Only what is made and not soon let go of counts.
-THRESHOLDS = (700, 5, 2)
+# these it is 5,600, which take some 3 ms. Only what is made and not soon let go of counts.
+THRESHOLDS = (700, 3, 1)
 
 
 class _Watch:
