@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from aiflow_router.config.values import Mode, Name, Percent, Section, Timeout
+from aiflow_router.config.values import (
+    Mode,
+    Name,
+    Percent,
+    Section,
+    Timeout,
+    positive,
+    seconds,
+    written,
+)
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits import overload as limits
 
@@ -49,9 +58,24 @@ class Retry(Section):
         )
 
 
+def _after(value: object) -> object:
+    try:
+        return value if value == "p95" else positive(seconds(value))
+    except ValueError as error:
+        raise ValueError(f"{error}; or `p95`") from None
+
+
+def _after_written(value: float | str) -> str:
+    return value if isinstance(value, str) else written(value)
+
+
 class HedgePolicy(Section):
     # How long the first endpoint is waited for; "p95": the model's own 95th percentile.
-    after: Literal["p95"] | Timeout
+    after: Annotated[
+        float | Literal["p95"],
+        BeforeValidator(_after),
+        PlainSerializer(_after_written, when_used="json"),
+    ]
 
     @property
     def after_s(self) -> float | None:

@@ -20,19 +20,19 @@ _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def _seconds(value: object) -> float:
+def seconds(value: object) -> float:
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError('must be a duration with its unit, such as "150ms", "2s" or "5m"')
     return float(match["number"]) * _UNIT_S[match["unit"]]
 
 
-def _written(value_s: float) -> str:
-    """As `_seconds` reads it, whatever its size."""
+def written(value_s: float) -> str:
+    """As `seconds` reads it, whatever its size."""
     return f"{value_s:.9f}".rstrip("0").rstrip(".") + "s"
 
 
-def _positive(value: float) -> float:
+def positive(value: float) -> float:
     if value <= 0:
         raise ValueError("must be longer than 0")
     return value
@@ -68,10 +68,10 @@ def _off(value: object) -> object:
 
 Duration = Annotated[
     float,
-    BeforeValidator(_seconds),
-    PlainSerializer(_written, when_used="json"),
+    BeforeValidator(seconds),
+    PlainSerializer(written, when_used="json"),
 ]
-Timeout = Annotated[Duration, AfterValidator(_positive)]
+Timeout = Annotated[Duration, AfterValidator(positive)]
 Percent = Annotated[
     float,
     BeforeValidator(_share),
