@@ -296,14 +296,14 @@ class Sender:
     async def _paused(self, call: Call, pause_s: float) -> bool:
         """Waits for `pause_s` and then for a place in the retry budget; whether there is one."""
         give_up_s = min(self.clock() + pause_s + BUDGET_WAIT_S, call.deadline_s)
-        polls = 0
+        waited = False
         while self.clock() + pause_s < give_up_s:
             await self._sleep(pause_s)
             if call.plan.budget.take():
                 return True
-            polls += 1
-            pause_s = backoff_s(polls, self._rng)
-        if polls:
+            # Soon again: what is waited for is a place in here, which burdens no backend.
+            waited, pause_s = True, backoff_s(1, self._rng)
+        if waited:
             self._metrics.budget_spent(call.plan.name)()
         return False
 

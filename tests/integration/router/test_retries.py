@@ -111,16 +111,16 @@ async def test_no_more_calls_retry_at_once_than_the_budget_allows() -> None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         now += 1
         most = max(most, now)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.02)
         now -= 1
         await context.write(b"answer")
 
     async with AsyncExitStack() as stack:
         budget = "timeout: 3s, retry: {budget: 10%, budget_floor: 2}"
         m, _ = await running(stack, budget, *2 * (second_try_is_slow,))
-        results = await asyncio.gather(*(ask(m) for _ in range(30)))
+        results = await asyncio.gather(*(ask(m) for _ in range(20)))
         assert {answer for answer, _ in results} == {b"answer"}
-        assert 1 <= most <= 3
+        assert 1 <= most <= 2
 
 
 async def test_a_call_that_gets_no_place_in_the_budget_fails_with_what_it_had() -> None:
