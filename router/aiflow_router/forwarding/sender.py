@@ -213,7 +213,9 @@ class Sender:
 
     async def _tried(self, call: Call, request: bytes, may_repeat: MayRepeat) -> Answer:
         """The answer of the first endpoint that gives one, tried one after the other."""
-        budget = call.plan.budget
+        budget, retry = call.plan.budget, call.plan.retry
+        # A try that nothing may follow has all the time there is.
+        bounded = retry.per_try_timeout_s is not None and may_repeat(request)
         retrying = False
         before: Exception | None = None
         try:
@@ -224,7 +226,7 @@ class Sender:
                     if before is not None:
                         raise before from None
                     raise
-                answer = await self._attempt(call, link, request)
+                answer = await self._attempt(call, link, request, bounded=bounded)
                 if isinstance(answer, Answer):
                     return answer
                 if retrying:
@@ -236,9 +238,11 @@ class Sender:
             if retrying:
                 budget.give_back()
 
-    async def _attempt(self, call: Call, link: Link, request: bytes) -> Answer | _Failed:
+    async def _attempt(
+        self, call: Call, link: Link, request: bytes, *, bounded: bool
+    ) -> Answer | _Failed:
         sent_s = self.clock()
-        due_s = call.try_due_s(sent_s)
+        due_s = call.try_due_s(sent_s) if bounded else call.deadline_s
         outcome = "CANCELLED"
         try:
             answer = await link.ask(

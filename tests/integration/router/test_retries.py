@@ -84,6 +84,19 @@ async def test_the_last_try_has_all_the_time_that_is_left() -> None:
         assert (answer, told["x-aiflow-attempts"]) == (b"answer", "2")
 
 
+async def test_a_try_that_no_other_may_follow_has_all_the_time() -> None:
+    async def slow(seen: Seen, context: Any) -> None:
+        seen.messages.append(await context.read())
+        await asyncio.sleep(0.3)
+        await context.write(b"answer")
+
+    async with AsyncExitStack() as stack:
+        m, servers = await running(stack, "retry: {per_try_timeout: 50ms}", slow, slow)
+        step = infer("m", b"\x22\x0d\x0a\x0bsequence_id")
+        assert await m.channel.unary_unary(INFER)(step, timeout=5) == b"answer"
+        assert sum(len(server.seen) for server in servers) == 1
+
+
 async def test_a_short_push_back_is_waited_for_and_a_long_one_is_left_to_the_caller() -> None:
     async with AsyncExitStack() as stack:
         m, _ = await running(stack, "balance: round_robin", unavailable("300"), answers)
