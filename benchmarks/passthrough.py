@@ -2,13 +2,19 @@
 
 What the router costs beyond this is what the router does; the rest is grpc.aio's price.
 
-    python benchmarks/passthrough.py BACKEND     # prints its address
+    python benchmarks/passthrough.py BACKEND [BACKEND ...]     # prints its address
+
+Calls go to the backends in turn, each over a connection of its own, streams to the first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import resource
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
@@ -22,17 +28,17 @@ OPTIONS = [
 
 
 class _EveryMethod(grpc.GenericRpcHandler):
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
+    def __init__(self, channels: Sequence[grpc.aio.Channel]) -> None:
+        self._channels = channels
         self._handlers: dict[str, Any] = {}
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         method = details.method
         if method not in self._handlers:
-            call: Any = self._channel.unary_unary(method)
+            calls: Any = itertools.cycle([each.unary_unary(method) for each in self._channels])
 
             async def forward(request: bytes, _: object) -> Any:
-                return await call(request)
+                return await next(calls)(request)
 
             self._handlers[method] = (
                 self._stream(method)
@@ -42,7 +48,7 @@ class _EveryMethod(grpc.GenericRpcHandler):
         return self._handlers[method]
 
     def _stream(self, method: str) -> Any:
-        call: Any = self._channel.stream_stream(method)
+        call: Any = self._channels[0].stream_stream(method)
 
         async def forward(_: object, context: Any) -> None:
             onward = call()
@@ -61,9 +67,15 @@ class _EveryMethod(grpc.GenericRpcHandler):
 
 
 async def main() -> None:
-    async with grpc.aio.insecure_channel(sys.argv[1], options=OPTIONS) as channel:
+    # Each backend has a connection.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(backend, options=OPTIONS))
+            for backend in sys.argv[1:]
+        ]
         server = grpc.aio.server(options=OPTIONS)
-        server.add_generic_rpc_handlers((_EveryMethod(channel),))
+        server.add_generic_rpc_handlers((_EveryMethod(channels),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         print(f"127.0.0.1:{port}", flush=True)

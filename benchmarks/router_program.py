@@ -45,13 +45,15 @@ _Handle: Any = asyncio.Handle  # Its `_run` is the one place that every callback
 _run = _Handle._run  # noqa: SLF001 - as above
 
 
+def address(place: int, port: int) -> str:
+    """All of them are this machine's."""
+    return f"127.{1 + place // 62_500}.{place // 250 % 250}.{1 + place % 250}:{port}"
+
+
 def endpoint(number: int, *, models: int, addresses: int, port: int) -> Endpoint:
-    """All addresses are this machine's."""
-    place = number % addresses
-    host = f"127.{1 + place // 62_500}.{place // 250 % 250}.{1 + place % 250}"
     return Endpoint(
         backend=f"b{number // addresses}",
-        address=f"{host}:{port}",
+        address=address(number % addresses, port),
         protocol=Protocol.OIP,
         models=(f"m{number % models}",),
     )

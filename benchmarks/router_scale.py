@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import load
+from router_program import address
 from router_unary import INFER, message
 from router_ways import HERE, Way, running
 
@@ -29,10 +30,11 @@ def started() -> Iterator[Mapping[str, Way]]:
 
     Each endpoint has a connection, and 10,000 that are used in turn cost more than 3 whatever is
     at the end of them. So there is a third router, whose many endpoints are at the 3 addresses of
-    the few: what it costs more is the router's own doing.
+    the few: what it costs more is the router's own doing. And the bare pass-through has 3 and 10,000
+    connections too: what it costs more is nobody's doing but gRPC's and the kernel's.
     """
     with running([sys.executable, str(HERE / "router_backend.py"), "0.0.0.0"]) as backend:
-        port = backend.address.rpartition(":")[2]
+        port = int(backend.address.rpartition(":")[2])
         sizes = {
             "few": (1, 3, 3),
             "many_same_connections": (MODELS, ENDPOINTS, 3),
@@ -42,13 +44,19 @@ def started() -> Iterator[Mapping[str, Way]]:
             ways = {}
             for name, (models, endpoints, addresses) in sizes.items():
                 command = [
-                    *(sys.executable, str(HERE / "router_program.py"), "--port", port),
+                    *(sys.executable, str(HERE / "router_program.py"), "--port", str(port)),
                     *("--models", str(models), "--endpoints", str(endpoints)),
                     *("--addresses", str(addresses)),
                 ]
                 with Path("/dev/null").open("wb") as log:
                     ways[name] = stack.enter_context(running(command, log=log.fileno()))
+            for name, count in (("bare_few", 3), ("bare_many", ENDPOINTS)):
+                backends = [address(place, port) for place in range(count)]
+                command = [sys.executable, str(HERE / "passthrough.py"), *backends]
+                ways[name] = stack.enter_context(running(command))
             print(f"calling each of {ENDPOINTS} endpoints once, to connect", flush=True)
+            calls(ways["bare_many"], models=1, count=ENDPOINTS + MODELS)
+            calls(ways["bare_few"], models=1, count=CALLS)
             calls(ways["many"], models=MODELS, count=ENDPOINTS + MODELS)
             calls(ways["many_same_connections"], models=MODELS, count=CALLS)
             calls(ways["few"], models=1, count=CALLS)
@@ -56,15 +64,17 @@ def started() -> Iterator[Mapping[str, Way]]:
 
 
 def one_round(ways: Mapping[str, Way]) -> dict[str, float]:
-    """CPU time a call of both routers, and how long the loop of the one with many was held."""
+    """CPU time a call, and how long the loop of the router with many endpoints was held."""
     seen: dict[str, float] = {}
     for name, figure in (
         ("few", "few_endpoints_cpu_us"),
         ("many", "many_endpoints_cpu_us"),
         ("many_same_connections", "many_same_connections_cpu_us"),
+        ("bare_few", "bare_few_connections_cpu_us"),
+        ("bare_many", "bare_many_connections_cpu_us"),
     ):
         before_s = ways[name].cpu_s()
-        calls(ways[name], models=1 if name == "few" else MODELS, count=CALLS)
+        calls(ways[name], models=MODELS if name.startswith("many") else 1, count=CALLS)
         seen[figure] = (ways[name].cpu_s() - before_s) / CALLS * 1e6
     quiet = asyncio.run(held(ways["many"], 0.0))
     churned = asyncio.run(held(ways["many"], CHURN_S))

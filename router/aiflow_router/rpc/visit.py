@@ -165,7 +165,7 @@ class Front:
         label: str = UNKNOWN,
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        async def handle(_: object, context: Context) -> bytes:
+        async def handle(_: object, context: Context) -> bytes | None:
             visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
             self.active += 1
             try:
@@ -175,8 +175,11 @@ class Front:
                 visit.started_s = self._clock()
                 self.check_size(request)
                 response = await work(visit, request, context)
-            except BaseException as error:
+            except Exception as error:
                 await self._failed(visit, context, error, unary=True)
+                return None
+            except BaseException:
+                self._gone(visit, context, unary=True)
                 raise
             else:
                 self._ended(visit, "OK", unary=True)
@@ -204,8 +207,10 @@ class Front:
                 self._enter(visit, "call")
                 trailing = await work(visit, context)
                 context.set_trailing_metadata(visit.trailers(trailing))
-            except BaseException as error:
+            except Exception as error:
                 await self._failed(visit, context, error, unary=False)
+            except BaseException:
+                self._gone(visit, context, unary=False)
                 raise
             else:
                 self._ended(visit, "OK", unary=False)
@@ -319,41 +324,50 @@ class Front:
                 retry_after_s=1.0,
             )
 
+    def _gone(self, visit: Visit, context: Context, *, unary: bool) -> None:
+        """Counts a cancellation, by the caller or because its deadline passed."""
+        late = context.time_remaining() == 0
+        self._ended(visit, "DEADLINE_EXCEEDED" if late else "CANCELLED", unary=unary)
+
     async def _failed(
-        self, visit: Visit, context: Context, error: BaseException, *, unary: bool
+        self, visit: Visit, context: Context, error: Exception, *, unary: bool
     ) -> None:
-        """Counts the failure, then tells the caller by raising; returns to let `error` rise."""
+        """Counts the failure and tells the caller."""
+        try:
+            await self._tell(visit, context, error, unary=unary)
+        finally:
+            # The functions that it rose through keep it in their variables, as it keeps them.
+            error.__traceback__ = None
+
+    async def _tell(self, visit: Visit, context: Context, error: Exception, *, unary: bool) -> None:
         if isinstance(error, grpc.aio.InternalError):
             # Nothing can be sent any more: the caller has gone, and the cancellation is on its way.
             self._ended(visit, "CANCELLED", unary=unary)
             raise asyncio.CancelledError from error
-        if not isinstance(error, Exception):
-            # A cancellation, by the caller or because its deadline passed.
-            late = context.time_remaining() == 0
-            self._ended(visit, "DEADLINE_EXCEEDED" if late else "CANCELLED", unary=unary)
-            return
         if isinstance(error, grpc.aio.AioRpcError):
             self._ended(visit, error.code().name, reason="BACKEND_STATUS", unary=unary)
             initial = back(error.initial_metadata() or ()) if unary else ()
             if initial:
                 await context.send_initial_metadata(tuple(initial))
             trailing = visit.trailers(back(error.trailing_metadata() or ()))
-            await context.abort(error.code(), error.details() or "", trailing)
-        if not isinstance(error, errors.AiflowError):
-            _log.error(
-                "the router failed",
-                method=visit.method,
-                request_id=visit.head.request_id,
-                exc_info=error,
-            )
-            error = errors.AiflowError(
-                "the router failed to handle this call; its log says why under this request id",
-                code="INTERNAL",
-                reason="ROUTER_FAULT",
-            )
-        self._ended(visit, error.code, reason=error.reason, unary=unary)
-        trailing = visit.trailers(status.to_trailers(error))
-        await context.abort(status.status_code(error), error.message, trailing)
+            await _refuse(context, error.code(), error.details() or "", trailing)
+        else:
+            known = error
+            if not isinstance(known, errors.AiflowError):
+                _log.error(
+                    "the router failed",
+                    method=visit.method,
+                    request_id=visit.head.request_id,
+                    exc_info=error,
+                )
+                known = errors.AiflowError(
+                    "the router failed to handle this call; its log says why under this request id",
+                    code="INTERNAL",
+                    reason="ROUTER_FAULT",
+                )
+            self._ended(visit, known.code, reason=known.reason, unary=unary)
+            trailing = visit.trailers(status.to_trailers(known))
+            await _refuse(context, status.status_code(known), known.message, trailing)
 
     def _left(self) -> None:
         self.active -= 1
@@ -365,3 +379,18 @@ class Front:
         visit.ended_s = self._clock()
         visit.code, visit.reason, visit.unary = code, reason, unary
         self._journal.ended(visit)
+
+
+async def _refuse(
+    context: Context, code: grpc.StatusCode, details: str, trailing: tuple[Pair, ...]
+) -> None:
+    """Ends the call. The handler is then to return: gRPC knows that no answer follows.
+
+    gRPC keeps the exception by which `abort` ends a handler with the call. Were it to rise, it
+    would keep the handler and with it the call in turn; then only the garbage collector could free
+    them, and until it does the connection counts the call as open, up to where it takes no more.
+    """
+    try:
+        await context.abort(code, details, trailing)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = aborted.__context__ = None

@@ -1,0 +1,95 @@
+"""A call that has ended leaves nothing behind that only the garbage collector could free.
+
+What it would keep is gRPC's server call, by which the connection counts it as open: once 10,000
+calls that failed were kept so, the router refused every call from there on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Awaitable, Callable, Iterator
+
+import grpc
+import grpc.aio
+import pytest
+from integration.router.kit import Mesh, Seen, backend, infer, mesh, until
+
+from aiflow_router.rpc.visit import Visit
+
+CALLS = 40
+# A timer or an answer that is on its way may still know of one.
+STRAGGLERS = 2
+SETTLED_S = 0.1
+
+
+async def fail(_: Seen, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "asked to fail")
+
+
+async def busy(_: Seen, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+
+
+async def slow(_: Seen, __: object) -> None:
+    await asyncio.sleep(30)
+
+
+async def unary(to: Mesh, method: str, request: bytes = b"", timeout_s: float = 20.0) -> None:
+    await to.channel.unary_unary(method)(request, timeout=timeout_s)
+
+
+async def cancelled(to: Mesh, method: str, request: bytes = b"") -> None:
+    call = to.channel.unary_unary(method)(request)
+    await until(lambda: to.inflight() == 1)
+    call.cancel()
+    await until(lambda: to.inflight() == 0)
+
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+ENDS: dict[str, Callable[[Mesh], Awaitable[None]]] = {
+    "answered": lambda to: unary(to, INFER, infer("m")),
+    "refused by the backend": lambda to: unary(to, INFER, infer("failing")),
+    "refused after a retry": lambda to: unary(to, INFER, infer("busy")),
+    "refused by the router": lambda to: unary(to, INFER, infer("nobody's")),
+    "malformed": lambda to: unary(to, INFER, b"\xff"),
+    "of no known kind, answered": lambda to: unary(to, "/a.Echo/Echo"),
+    "of no known kind, refused": lambda to: unary(to, "/a.Echo/Fail"),
+    "of no known kind, late": lambda to: unary(to, "/a.Echo/Slow", timeout_s=0.05),
+    "of no known kind, cancelled": lambda to: cancelled(to, "/a.Echo/Slow"),
+    "late": lambda to: unary(to, INFER, infer("slow"), timeout_s=0.05),
+    "cancelled": lambda to: cancelled(to, INFER, infer("slow")),
+}
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+async def test_a_call_that_has_ended_keeps_nothing(end: Callable[[Mesh], Awaitable[None]]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        echoing = await stack.enter_async_context(backend(Fail=fail, Slow=slow))
+        to = await stack.enter_async_context(mesh())
+        await to.register(echoing.address)
+        await to.register(echoing.address, models=("m",), services=(), backend="m")
+        for model, handle in {"failing": fail, "busy": busy, "slow": slow}.items():
+            server = await stack.enter_async_context(backend(ModelInfer=handle))
+            another = await stack.enter_async_context(backend(ModelInfer=handle))
+            await to.register(server.address, models=(model,), services=(), backend=model)
+            await to.register(another.address, models=(model,), services=(), backend=model)
+        with collector_off():
+            for _ in range(CALLS):
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await end(to)
+            await until(lambda: to.inflight() == 0)
+            await asyncio.sleep(SETTLED_S)  # The journal lets go of what it has counted.
+            kept = sum(isinstance(thing, Visit) for thing in gc.get_objects())
+    assert kept <= STRAGGLERS
