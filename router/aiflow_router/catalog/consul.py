@@ -103,7 +103,8 @@ class Discovery:
         self._settings = settings
         self._catalog = catalog
         self._loop = asyncio.get_running_loop()
-        self.book = Book(clock=self._loop.time, heard=catalog.heard, not_heard=self._not_heard)
+        self.book = Book(clock=self._loop.time, not_heard=self._not_heard)
+        catalog.aged_by(self.book.age_s)
         self.from_disk = False
         self._asking = Asking(
             consul=client,
@@ -148,8 +149,8 @@ class Discovery:
     async def begin(self) -> None:
         """Returns when there is a view, or when Consul fails and there was none to begin with."""
         watch = Watch(self._asking, LIST_PATH, self._take_list, turns=asyncio.Semaphore())
+        self.book.begins(LIST_PATH)
         self._run(watch.run())
-        self.book.watches += 1
         try:
             async with asyncio.timeout(FIRST_VIEW_WITHIN_S):
                 await self._first.wait()
@@ -196,15 +197,12 @@ class Discovery:
             self._unanswered = set()
         for name in listed - before:
             self._unanswered.add(name)
-            watch = Watch(
-                self._asking,
-                f"/v1/health/service/{segment(name)}",
-                partial(self._take_backend, name),
-            )
+            self.book.begins(_path(name))
+            watch = Watch(self._asking, _path(name), partial(self._take_backend, name))
             self._watches[name] = self._run(watch.run())
         for name in before - listed:
             self._watches.pop(name).cancel()
-        self.book.watches = 1 + len(self._watches)
+            self.book.ends(_path(name))
         self._unanswered &= listed
         for name in (before | set(self._view)) - listed:
             gone = self._view.pop(name, Instances())
@@ -212,6 +210,14 @@ class Discovery:
         self._look_complete()
 
     def _take_backend(self, name: str, body: Any) -> None:
+        # Without rights there is none to see; if really all have left, the list says so too.
+        if body:
+            self._take_instances(name, body)
+        if self._unanswered is not None:
+            self._unanswered.discard(name)
+        self._look_complete()
+
+    def _take_instances(self, name: str, body: Any) -> None:
         before = self._view.get(name, Instances())
         now = instances(body, parsed=before.parsed)
         for instance, why in now.problems.items():
@@ -233,9 +239,6 @@ class Discovery:
         self._missing(
             name, {key: entry for key, entry in before.entries.items() if key not in now.entries}
         )
-        if self._unanswered is not None:
-            self._unanswered.discard(name)
-        self._look_complete()
 
     def _look_complete(self) -> None:
         if not self._complete():
@@ -323,10 +326,12 @@ class Discovery:
         for backend, view in views.items():
             self._view[backend] = Instances(entries=view)
         self.from_disk = True
+        ago_s = max(0.0, time.time() - saved_at_s)
+        self.book.begins(LIST_PATH, ago_s=ago_s)
         _log.warning(
             "started from the last view on disk, because Consul does not answer",
             file=path,
-            age_s=round(time.time() - saved_at_s),
+            age_s=round(ago_s),
             endpoints=len(entries),
             error=self.book.failing,
         )
@@ -348,3 +353,7 @@ class Discovery:
         except last_known.LastKnownError as error:
             self.book.errors["last_known"] += 1
             _log.error("the last view is not on disk", why=str(error))
+
+
+def _path(backend: str) -> str:
+    return f"/v1/health/service/{segment(backend)}"
