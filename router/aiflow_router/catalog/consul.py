@@ -121,7 +121,9 @@ class Discovery:
         self._held: dict[Key, tuple[Entry, asyncio.TimerHandle]] = {}
         # Backends that have not answered since they were listed; None before the first list.
         self._unanswered: set[str] | None = None
-        self._first = asyncio.Event()
+        # Whether Consul ever told everything; and whether the start need not wait any longer.
+        self._told = False
+        self._begun = asyncio.Event()
         self._changed = asyncio.Event()
         self._lines = Pace(per_s=LOGGED_PER_S, burst=LOGGED_BURST)
 
@@ -133,7 +135,7 @@ class Discovery:
     @property
     def known(self) -> bool:
         """Whether there is a view, be it an old one."""
-        return self._complete() or self.from_disk
+        return self._told or self.from_disk
 
     def report(self) -> dict[str, Any]:
         """For `/readyz`."""
@@ -153,10 +155,10 @@ class Discovery:
         self._run(watch.run())
         try:
             async with asyncio.timeout(FIRST_VIEW_WITHIN_S):
-                await self._first.wait()
+                await self._begun.wait()
         except TimeoutError:
             _log.warning("Consul has not told all endpoints yet", within_s=FIRST_VIEW_WITHIN_S)
-        if not self._complete():
+        if not self._told:
             self._load()
         if self._settings.last_known is not None:
             self._run(self._saves(Path(self._settings.last_known)))
@@ -185,10 +187,7 @@ class Discovery:
     def _not_heard(self) -> None:
         """Ends the wait for a first view where not even the list is to be had."""
         if self._unanswered is None:
-            self._first.set()
-
-    def _complete(self) -> bool:
-        return self._unanswered is not None and not self._unanswered
+            self._begun.set()
 
     def _take_list(self, body: Any) -> None:
         listed = backends(body)
@@ -241,15 +240,14 @@ class Discovery:
         )
 
     def _look_complete(self) -> None:
-        if not self._complete():
+        if self._told or self._unanswered:
             return
+        self._told = True
+        self._begun.set()
+        self._changed.set()
         if self.from_disk:
             self.from_disk = False
             _log.info("Consul has told all endpoints: the view is from disk no more")
-            self._changed.set()
-        if not self._first.is_set():
-            self._first.set()
-            self._changed.set()
 
     def _missing(self, name: str, gone: Mapping[Key, Entry]) -> None:
         """Takes away what is listed no more, or holds it where that may be Consul's fault."""
@@ -344,7 +342,7 @@ class Discovery:
 
     async def _save(self, path: Path) -> None:
         self._changed.clear()
-        if not self._complete():
+        if not self._told:  # What is on disk is no older than what is known here.
             return
         try:
             await asyncio.to_thread(

@@ -28,9 +28,7 @@ async def test_every_metric_and_label_of_an_alert_exists(consul: Agent) -> None:
         await until(lambda: "alerts" in running.router.view.snapshot.models)
         wrong = {"Name": "odd-alerts", "Port": 1, "Tags": ["aiflow"]}
         consul.ask("PUT", "/v1/agent/service/register", wrong)
-        async with running.channel as _:
-            text = await running.metrics()
-        families = list(text_string_to_metric_families(text))
+        families = list(text_string_to_metric_families(await running.metrics()))
         for service in ("alerts@" + server.address, "odd-alerts"):
             consul.ask("PUT", f"/v1/agent/service/deregister/{service}")
     there = {family.name for family in families}

@@ -11,9 +11,11 @@ import pytest
 from fixtures.consul import StartAgent
 from integration.router.consul_kit import INFER, discovery, entry, register
 from integration.router.kit import backend, infer
-from integration.router.test_processes import ALONE, TWO, Running, router, until
+from integration.router.test_processes import ALONE, TWO, Running, router, start, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="listen.workers needs Linux")
+
+FROM_DISK = "started from the last view on disk, because Consul does not answer"
 
 
 async def answered(running: Running, model: str) -> bool:
@@ -46,6 +48,7 @@ async def test_workers_follow_consul_and_outlive_it(
             assert await answered(running, "m")
             await register(agent, entry(server.address, "m", "n"))
             await until(lambda: answered(running, "n"))
+            await until(lambda: file.exists() and b'"n"' in file.read_bytes())
             agent.kill()
             await until(lambda: _failing(running))
             assert await answered(running, "m")
@@ -53,12 +56,9 @@ async def test_workers_follow_consul_and_outlive_it(
             assert metrics["aiflow_discovery_errors_total kind=away"] >= 1
             assert metrics["aiflow_discovery_from_disk"] == 0
             assert metrics["aiflow_discovery_age_seconds"] < 60
-        assert file.exists()
         async with router(tmp_path, config) as running:
             assert await answered(running, "n")
-            assert running.said(
-                "started from the last view on disk, because Consul does not answer"
-            )
+            assert running.said(FROM_DISK)
             status, report = await readyz(running)
             assert (status, report["discovery"]["from_disk"]) == (200, True)
             assert (await running.metrics())["aiflow_discovery_from_disk"] == 1
@@ -78,8 +78,6 @@ async def test_files_for_tls_that_cannot_be_used_refuse_the_start(
     (tmp_path / "aiflow.yaml").write_text(
         workers + "discovery: {consul: {address: https://127.0.0.1:9, ca: nowhere.pem}}\n"
     )
-    from integration.router.test_processes import start
-
     process = await start("router", cwd=tmp_path)
     async with asyncio.timeout(30):
         _, stderr = await process.communicate()
