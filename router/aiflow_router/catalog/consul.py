@@ -1,8 +1,9 @@
 """Consul as the source of a catalog: one watch of the list of services, and one of each backend.
 
-What Consul says holds, with one exception: where it was away, has lost its state or says nothing,
-an endpoint that it does not list any more is no proof that the server is gone. Such an endpoint is
-held for `grace_s`, in which servers register again; calls find out for themselves whether it lives.
+What Consul says holds, with one exception: after it was away or lost its state, bad news of an
+endpoint that took calls (it is not listed any more, or its checks fail) may be about Consul and not
+about the server: servers have to register again, and checks that nobody could renew have failed.
+Such an endpoint is held for `grace_s`; calls find out for themselves whether it lives.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aiflow_router.catalog import last_known
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.consul_answer import Instances, backends, instances
 from aiflow_router.catalog.consul_watch import Asking, Book, Pace, Watch
-from aiflow_router.catalog.endpoint import Key
+from aiflow_router.catalog.endpoint import Key, State
 from aiflow_router.catalog.snapshot import Entry
 from aiflow_sdk.consul import DEFAULT_ADDRESS, Consul, segment
 
@@ -75,6 +76,16 @@ class Settings:
         return f"{self.address}{f' ({self.datacenter})' if self.datacenter else ''}"
 
 
+def doubtful(shown: Entry | None, told: Entry | None) -> bool:
+    """Whether it may be Consul's own trouble that speaks: bad news of who takes calls.
+
+    Who is in maintenance said so itself.
+    """
+    if shown is None or not shown.ready():
+        return False
+    return told is None or told.state in (State.UNHEALTHY, State.UNREACHABLE)
+
+
 @asynccontextmanager
 async def discovering(settings: Settings, catalog: Catalog) -> AsyncIterator[Discovery]:
     """Feeds `catalog` until the block ends; begins when there is a first view, or none to be had.
@@ -116,7 +127,7 @@ class Discovery:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
-        # As Consul or the file told it, by backend; what is held is in `_held` only.
+        # As Consul or the file told it, by backend; and what is shown instead while in doubt.
         self._view: dict[str, Instances] = {}
         self._held: dict[Key, tuple[Entry, asyncio.TimerHandle]] = {}
         # Backends that have not answered since they were listed; None before the first list.
@@ -129,7 +140,7 @@ class Discovery:
 
     @property
     def held(self) -> int:
-        """Endpoints that Consul does not list any more and that may still live."""
+        """Endpoints that are called though Consul tells bad news of them, which is in doubt."""
         return len(self._held)
 
     @property
@@ -205,7 +216,7 @@ class Discovery:
         self._unanswered &= listed
         for name in (before | set(self._view)) - listed:
             gone = self._view.pop(name, Instances())
-            self._missing(name, gone.entries)
+            self._show(name, gone.entries, {})
         self._look_complete()
 
     def _take_backend(self, name: str, body: Any) -> None:
@@ -224,20 +235,7 @@ class Discovery:
                 self.book.errors["entry"] += 1
                 _log.warning("an instance in Consul is left out", instance=instance, why=why)
         self._view[name] = now
-        changed = [
-            entry
-            for key, entry in now.entries.items()
-            if before.entries.get(key) != entry or key in self._held
-        ]
-        for entry in changed:
-            self._release(entry.endpoint.key)
-            self._catalog.found(entry)
-        if changed:
-            self._say("endpoints found", name, changed)
-            self._changed.set()
-        self._missing(
-            name, {key: entry for key, entry in before.entries.items() if key not in now.entries}
-        )
+        self._show(name, before.entries, now.entries)
 
     def _look_complete(self) -> None:
         if self._told or self._unanswered:
@@ -249,32 +247,46 @@ class Discovery:
             self.from_disk = False
             _log.info("Consul has told all endpoints: the view is from disk no more")
 
-    def _missing(self, name: str, gone: Mapping[Key, Entry]) -> None:
-        """Takes away what is listed no more, or holds it where that may be Consul's fault."""
-        if not gone:
-            return
+    def _show(self, backend: str, before: Mapping[Key, Entry], told: Mapping[Key, Entry]) -> None:
+        """Brings the catalog from what was told before to what is told now."""
         doubt = self._loop.time() < self.book.doubted_at_s + self._settings.grace_s
-        # Who was leaving anyway, or was not fit, is no loss.
-        held = [entry for entry in gone.values() if doubt and entry.ready()]
-        for entry in held:
-            key = entry.endpoint.key
+        found, left, held = [], [], []
+        for key in {**before, **told}:
+            now = told.get(key)
+            shown = self._held[key][0] if key in self._held else before.get(key)
+            if doubt and doubtful(shown, now):
+                assert shown is not None  # noqa: S101 - else there is no doubt
+                if key not in self._held:
+                    timer = self._loop.call_later(self._settings.grace_s, self._give_up, key)
+                    self._held[key] = (shown, timer)
+                    held.append(shown)
+                continue
             self._release(key)
-            timer = self._loop.call_later(self._settings.grace_s, self._give_up, key)
-            self._held[key] = (entry, timer)
-        left = [entry for key, entry in gone.items() if key not in self._held]
-        for entry in left:
-            self._catalog.lost(entry.endpoint.key)
-        if held:
-            self._say("endpoints held: Consul had trouble and lists them no more", name, held)
-        if left:
-            self._say("endpoints left", name, left)
-        self._changed.set()
+            if now is not None and now != shown:
+                self._catalog.found(now)
+                found.append(now)
+            elif now is None and shown is not None:
+                self._catalog.lost(key)
+                left.append(shown)
+        for event, entries in (
+            ("endpoints found in Consul", found),
+            ("endpoints left Consul", left),
+            ("endpoints held: Consul had trouble and now tells bad news of them", held),
+        ):
+            if entries:
+                self._changed.set()
+                self._say(event, backend, entries)
 
     def _give_up(self, key: Key) -> None:
+        """What was in doubt for so long is true."""
         entry, _ = self._held.pop(key)
-        self._catalog.lost(key)
+        told = self._view.get(key[0], Instances()).entries.get(key)
+        if told is None:
+            self._catalog.lost(key)
+        else:
+            self._catalog.found(told)
         self._changed.set()
-        self._say("endpoints did not come back to Consul", key[0], [entry])
+        self._say("endpoints are held no more, for the news of them stays bad", key[0], [entry])
 
     def _release(self, key: Key) -> None:
         if (held := self._held.pop(key, None)) is not None:
@@ -296,8 +308,10 @@ class Discovery:
 
     def _entries(self) -> list[Entry]:
         """All that the catalog has of Consul."""
-        told = [entry for view in self._view.values() for entry in view.entries.values()]
-        return told + [entry for entry, _ in self._held.values()]
+        entries = {
+            key: entry for view in self._view.values() for key, entry in view.entries.items()
+        }
+        return list({**entries, **{key: entry for key, (entry, _) in self._held.items()}}.values())
 
     def _load(self) -> None:
         """Begins with the last view of an earlier run, as far as Consul has said nothing."""
@@ -315,10 +329,9 @@ class Discovery:
             self.book.errors["last_known"] += 1
             _log.error("Consul fails and there is no last view", why=str(error))
             return
-        answered = set(self._view)
         views: dict[str, dict[Key, Entry]] = {}
         for entry in entries:
-            if entry.endpoint.backend not in answered:
+            if self._unanswered is None or entry.endpoint.backend in self._unanswered:
                 views.setdefault(entry.endpoint.backend, {})[entry.endpoint.key] = entry
                 self._catalog.found(entry)
         for backend, view in views.items():

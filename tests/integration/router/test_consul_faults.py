@@ -116,6 +116,40 @@ async def test_consul_answers_500_and_then_well_again(start_consul: StartAgent) 
         assert 'aiflow_discovery_errors_total{kind="failed"}' in await running.metrics()
 
 
+async def test_checks_that_failed_while_consul_was_away_count_after_the_grace(
+    start_consul: StartAgent,
+) -> None:
+    agent = start_consul()
+    async with (
+        backend() as server,
+        proxying(agent.address) as proxy,
+        mesh(discovery(proxy.address, wait="200ms", grace="3s")) as running,
+    ):
+        item = entry(server.address, "m")
+        await register(agent, item)
+        await until(lambda: models(running).get("m") == 1)
+        async with traffic(running.channel) as made:
+            proxy.status = 500
+            await reported(running, "watches", 2)
+            await until(lambda: running.router.view.age_s() > 0.7)
+            await check(agent, item, "critical")
+            proxy.status = None
+            await reported(running, "held", 1)
+            await check(agent, item, "passing")
+            await reported(running, "held", 0)
+            await check(agent, item, "critical")
+            await reported(running, "held", 1)
+            await made.more()
+        assert made.failed == []
+        await until(lambda: models(running)["m"] == 0)
+        await reported(running, "held", 0)
+        # Nothing is in doubt any more: what is told counts at once.
+        await check(agent, item, "passing")
+        await until(lambda: models(running)["m"] == 1)
+        await check(agent, item, "critical")
+        await until(lambda: models(running)["m"] == 0, within_s=1)
+
+
 async def test_an_index_that_goes_backwards_starts_anew_and_loses_nothing(
     start_consul: StartAgent,
 ) -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 
+from aiflow_router.catalog.consul import doubtful
 from aiflow_router.catalog.consul_health import Check, state_of
-from aiflow_router.catalog.endpoint import State
+from aiflow_router.catalog.endpoint import Endpoint, Protocol, State
+from aiflow_router.catalog.snapshot import Entry
 
 ME = "echo@127.0.0.1:9001"
 
@@ -83,3 +85,27 @@ MAINTENANCE = mine(f"_service_maintenance:{ME}", "critical")
 def test_the_state_of_an_endpoint(checks: list[Check], expected: State) -> None:
     assert state_of(ME, checks) is expected
     assert state_of(ME, reversed(checks)) is expected
+
+
+def entry(state: State) -> Entry:
+    endpoint = Endpoint(backend="b", address="h:1", protocol=Protocol.OIP, models=("m",))
+    return Entry(endpoint=endpoint, state=state)
+
+
+@pytest.mark.parametrize(
+    ("shown", "told", "expected"),
+    [
+        pytest.param(State.READY, None, True, id="who took calls is not listed any more"),
+        pytest.param(State.READY, State.UNHEALTHY, True, id="the checks of who took calls fail"),
+        pytest.param(State.READY, State.UNREACHABLE, True, id="its node is lost"),
+        pytest.param(State.READY, State.DRAINING, False, id="it leaves by its own will"),
+        pytest.param(State.READY, State.READY, False, id="it still takes calls"),
+        pytest.param(State.DRAINING, None, False, id="who was leaving has left"),
+        pytest.param(State.UNHEALTHY, None, False, id="who was not fit is gone"),
+        pytest.param(None, State.UNHEALTHY, False, id="who is new and not fit"),
+    ],
+)
+def test_bad_news_that_may_be_consuls_own_trouble(
+    shown: State | None, told: State | None, expected: bool
+) -> None:
+    assert doubtful(shown and entry(shown), told and entry(told)) is expected
