@@ -308,10 +308,11 @@ class Discovery:
 
     def _entries(self) -> list[Entry]:
         """All that the catalog has of Consul."""
-        entries = {
-            key: entry for view in self._view.values() for key, entry in view.entries.items()
-        }
-        return list({**entries, **{key: entry for key, (entry, _) in self._held.items()}}.values())
+        entries: dict[Key, Entry] = {}
+        for view in self._view.values():
+            entries.update(view.entries)
+        entries.update((key, entry) for key, (entry, _) in self._held.items())
+        return list(entries.values())
 
     def _load(self) -> None:
         """Begins with the last view of an earlier run, as far as Consul has said nothing."""
