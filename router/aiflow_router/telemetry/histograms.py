@@ -1,7 +1,7 @@
 """Histograms of one name by label, as cheap to add to as a list.
 
 What prometheus_client's own does for an observation, through locks and an object a bucket, takes
-ten times as long: every call makes two, all from one event loop.
+seven times as long: every call makes two, all from one event loop.
 """
 
 from __future__ import annotations
