@@ -19,11 +19,17 @@ TYPED = geometry_pb2.DESCRIPTOR.services_by_name["GeometryService"].full_name
 SLOW_S = 5.0
 
 
+SLOW = "slow"
+_TO_SLOW = b"\n\x04" + SLOW.encode()  # How a request begins that names it.
+
+
 class _Echo(grpc.GenericRpcHandler):
-    """Answers with what it gets; but a method named Slow late, and one named Fail with an error."""
+    """Answers with what it gets; method Slow and model SLOW late, method Fail with an error."""
 
     def __init__(self) -> None:
         async def echo(request: bytes, _: object) -> bytes:
+            if request.startswith(_TO_SLOW):
+                await asyncio.sleep(SLOW_S)
             return request
 
         async def stream(_: object, context: Any) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import report
 import soak_traffic
-from router_backend import TYPED
+from router_backend import SLOW, TYPED
 from router_ways import HERE, KEY, Way, running
 from soak_traffic import MODELS, SERVICE, Traffic
 
@@ -120,8 +120,8 @@ async def soak(router: Way, backend: Way, seconds: float) -> list[str]:
 async def stay(traffic: Traffic) -> None:
     """Keeps an endpoint for each model and service registered."""
     while True:
-        for number in range(MODELS):
-            await traffic.join("127.0.0.1", model=f"m{number}")
+        for model in (*(f"m{number}" for number in range(MODELS)), SLOW):
+            await traffic.join("127.0.0.1", model=model)
         for service in (TYPED, SERVICE):
             await traffic.join("127.0.0.1", service=service)
         traffic.registered.set()

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from router_backend import TYPED
+from router_backend import SLOW, TYPED
 from router_unary import INFER, message
 from router_ways import KEY
 
@@ -54,6 +54,7 @@ class Traffic:
         self.registered = asyncio.Event()
         self.rng = random.Random(1)  # noqa: S311 - picks calls, guards nothing
         self.small = [message(100, model=f"m{number}") for number in range(MODELS)]
+        self.slow = message(100, model=SLOW)
         self.large = [message(600_000, model=f"m{number}") for number in range(MODELS)]
 
     async def run(self, *, seconds: float, per_second: float | None) -> float:
@@ -108,9 +109,21 @@ class Traffic:
         await rpc.code()
 
     async def cancelled(self) -> None:
-        call: Any = self.channel.unary_unary(f"/{SERVICE}/Slow")
-        rpc = call(b"", metadata=METADATA, timeout=20)
+        call: Any = self.channel.unary_unary(f"/{INFER}")
+        rpc = call(self.slow, metadata=METADATA, timeout=20)
         await asyncio.sleep(0.02)
+        rpc.cancel()
+
+    async def cancelled_stream(self) -> None:
+        """After its first answer.
+
+        One that is cancelled before keeps 80 B in grpc.aio for ever (grpc/grpc#43360), which would
+        be all that a soak sees.
+        """
+        call: Any = self.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        rpc = call(metadata=METADATA, timeout=20)
+        await rpc.write(self.small[0])
+        await rpc.read()
         rpc.cancel()
 
     async def passing(self) -> None:
@@ -167,7 +180,7 @@ async def _unknown_kind(traffic: Traffic) -> None:
 
 
 async def _late(traffic: Traffic) -> None:
-    await traffic.unary(f"{SERVICE}/Slow", b"", timeout_s=0.05)
+    await traffic.unary(INFER, traffic.slow, timeout_s=0.05)
 
 
 async def _failing(traffic: Traffic) -> None:
@@ -180,7 +193,8 @@ KINDS: Mapping[str, tuple[float, grpc.StatusCode, Kind]] = {
     "large": (4, grpc.StatusCode.OK, _large),
     "typed": (20, grpc.StatusCode.OK, _typed),
     "unknown kind": (8, grpc.StatusCode.OK, _unknown_kind),
-    "stream": (8, grpc.StatusCode.OK, Traffic.stream),
+    "stream": (7, grpc.StatusCode.OK, Traffic.stream),
+    "cancelled stream": (1, grpc.StatusCode.OK, Traffic.cancelled_stream),
     "cancelled": (3, grpc.StatusCode.OK, Traffic.cancelled),
     "late": (3, _LATE, _late),
     "failing": (4, _INVALID, _failing),
