@@ -29,7 +29,7 @@ async def routed() -> AsyncIterator[tuple[Running, AsyncClient]]:
     """A router, a server that registered itself there, and a client of the router."""
     async with (
         serving_router(parse(ANY_PORT)) as router,
-        serving_server(SERVER, router=router.grpc_address, workers=1, grace_s=0.0) as server,
+        serving_server(SERVER, registrar=at(router), workers=1, grace_s=0.0) as server,
         AsyncClient(router.grpc_address) as client,
     ):
         await client.wait_ready(services=[SERVICE])
@@ -83,7 +83,7 @@ async def test_a_server_that_leaves_is_out_at_once() -> None:
         serving_router(parse(ANY_PORT)) as router,
         AsyncClient(router.grpc_address) as client,
     ):
-        async with serving_server(SERVER, router=router.grpc_address, workers=1, grace_s=0.0):
+        async with serving_server(SERVER, registrar=at(router), workers=1, grace_s=0.0):
             await client.wait_ready(services=[SERVICE])
         assert await client.endpoints() == ()
         with pytest.raises(NoEndpointError) as caught:

@@ -40,6 +40,8 @@ class Launch:
     """Folder with the models' weights."""
     log: Path
     """File that Triton's output is appended to."""
+    device: str = "cpu"
+    """What the models run on, for operators to read."""
     host: str = "127.0.0.1"
     grpc_port: int = 0
     """0 takes a free one."""
@@ -109,6 +111,13 @@ class TritonProcess:
         request = service_pb2.RepositoryIndexRequest(ready=True)
         index = await self._triton.RepositoryIndex(request, timeout=_ASK_S)
         return sorted({model.name for model in index.models if model.state == "READY"})
+
+    async def version(self) -> str:
+        """Triton's own, such as "2.51.0"."""
+        told = await self._triton.ServerMetadata(
+            service_pb2.ServerMetadataRequest(), timeout=_ASK_S
+        )
+        return str(told.version)
 
     async def failed_models(self) -> dict[str, str]:
         """Why models could not be loaded, by name."""

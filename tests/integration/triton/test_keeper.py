@@ -18,6 +18,7 @@ from integration.runtime.registry import serving_registry
 
 from aiflow_sdk import AsyncClient
 from aiflow_servers import places
+from aiflow_servers.runtime.lease_registrar import LeaseRegistrar
 from aiflow_servers.triton.keeper import Keeper, keeping
 from aiflow_servers.triton.process import StartError
 
@@ -49,7 +50,7 @@ async def test_a_killed_triton_is_reported_gone_and_started_again(
     picture = (photos / "coffee.png").read_bytes()
     async with (
         serving_registry() as registry,
-        keeping(prepare_triton(), router=registry.address) as keeper,
+        keeping(prepare_triton(), registrar=LeaseRegistrar(router=registry.address)) as keeper,
     ):
         await until(lambda: registry.endpoints)
         first = keeper.pid
@@ -80,7 +81,7 @@ async def test_a_model_that_cannot_be_loaded_does_not_take_the_others_down(
     (repository / "broken/1/model.py").write_text("raise RuntimeError('the weights are gone')\n")
     launch = prepare_triton(repository=repository, models=[])
     with structlog.testing.capture_logs() as log:
-        async with keeping(launch, router=None) as keeper:
+        async with keeping(launch, registrar=None) as keeper:
             assert keeper.models == ("detector",)
     (said,) = [line for line in log if line["event"] == "model cannot be served"]
     assert said["model"] == "broken"
@@ -93,7 +94,7 @@ async def test_a_port_in_use_is_named_before_anything_starts(
 ) -> None:
     launch = prepare_triton(**{option: taken_port})
     with pytest.raises(StartError, match=rf"127\.0\.0\.1:{taken_port}.*in use") as caught:
-        async with keeping(launch, router=None):
+        async with keeping(launch, registrar=None):
             pass
     assert f"--{option.replace('_', '-')}" in str(caught.value)
 
@@ -101,5 +102,5 @@ async def test_a_port_in_use_is_named_before_anything_starts(
 async def test_a_host_that_is_not_this_machine(prepare_triton: PrepareTriton) -> None:
     launch = prepare_triton(host="192.0.2.1")  # reserved for documentation
     with pytest.raises(StartError, match=r"cannot listen on 192\.0\.2\.1:0: .*--host"):
-        async with keeping(launch, router=None):
+        async with keeping(launch, registrar=None):
             pass
