@@ -13,6 +13,7 @@ from integration.runtime.poll import until
 
 from aiflow_router.config.file import parse
 from aiflow_router.main import serving as serving_router
+from aiflow_router.running import Router
 from aiflow_sdk import AsyncClient
 from aiflow_sdk.errors import (
     BadInputError,
@@ -20,6 +21,7 @@ from aiflow_sdk.errors import (
     DeadlineExceededError,
     NoEndpointError,
 )
+from aiflow_servers.runtime.lease_registrar import LeaseRegistrar
 from aiflow_servers.runtime.server import Running
 from aiflow_servers.runtime.server import serving as serving_server
 
@@ -34,6 +36,10 @@ async def routed() -> AsyncIterator[tuple[Running, AsyncClient]]:
     ):
         await client.wait_ready(services=[SERVICE])
         yield server, client
+
+
+def at(router: Router) -> LeaseRegistrar:
+    return LeaseRegistrar(router=router.grpc_address)
 
 
 def method(client: AsyncClient, name: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 from aiflow.registry.v1 import registry_pb2
@@ -57,7 +58,7 @@ class ConsulRegistrar:
         self,
         *,
         consul: str = DEFAULT_ADDRESS,
-        token_file: str | None = None,
+        token_file: Path | None = None,
         ttl_s: float = 3.0,
         grpc_health: bool = True,
     ) -> None:

@@ -21,7 +21,7 @@ class Registrar(Protocol):
 
     @property
     def caller(self) -> str | None:
-        """ "host:port" of a router that will call the endpoint; None where it is not known."""
+        """Address "host:port" of a router that will call the endpoint; None where not known."""
         ...
 
     def opened(self) -> AbstractAsyncContextManager[None]:

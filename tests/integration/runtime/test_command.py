@@ -122,7 +122,7 @@ async def test_sigterm_under_load_fails_no_call(start: Callable[..., Any], to_gr
             wait: Any = channel.unary_unary(f"/{echo.SERVICE}/Wait")
 
             async def as_the_router_sends() -> None:
-                while registry.leases:  # nothing new once it has left
+                while not registry.draining:  # nothing new from then on
                     outcomes.append(await wait(b"0.02"))
 
             callers = [asyncio.create_task(as_the_router_sends()) for _ in range(8)]
