@@ -119,16 +119,21 @@ class ConsulRegistrar:
         return self._ttl_s / 3
 
     async def deregister(self) -> None:
-        with _told_as_ours(), contextlib.suppress(ConsulMissingError):
-            await self._consul.put(self._at("deregister"))
+        with _told_as_ours():
+            await self._take_out()
 
     async def _register_afresh(self) -> None:
         """Registers so that all checks pass from the first moment.
 
         One that is only registered again keeps the status it has.
         """
-        await self._consul.put(self._at("deregister"))
+        await self._take_out()
         await self._consul.put(_REGISTER, self._body)
+
+    async def _take_out(self) -> None:
+        # Where ACLs are on, Consul fails to deregister what it does not know.
+        if await self._known():
+            await self._consul.put(self._at("deregister"))
 
     async def _fit_again(self) -> None:
         """An agent that restarts has every check critical until it comes to look by itself."""

@@ -103,11 +103,10 @@ async def test_one_that_drains_is_not_taken_back_by_a_registry_that_forgot_it(
 
 
 async def test_the_place_of_one_that_was_killed_is_taken_at_once(registry: Registry) -> None:
-    async with serving_health() as served:
-        async with registered(registry, served, "killed") as killed:
-            await until_seen(registry, "killed", {served.address: "READY"})
-            await killed.drain()
-            # As by kill -9: nobody says a word any more.
-            killed._task.cancel()  # type: ignore[union-attr]
-            async with registered(registry, served, "killed"):
-                await until_seen(registry, "killed", {served.address: "READY"}, within_s=1)
+    async with serving_health() as served, registered(registry, served, "killed") as killed:
+        await until_seen(registry, "killed", {served.address: "READY"})
+        await killed.drain()
+        # As by kill -9: nobody says a word any more.
+        killed._task.cancel()  # type: ignore[union-attr]
+        async with registered(registry, served, "killed"):
+            await until_seen(registry, "killed", {served.address: "READY"}, within_s=1)
