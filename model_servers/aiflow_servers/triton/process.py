@@ -188,6 +188,9 @@ def _command(launch: Launch, grpc_port: int, metrics_port: int) -> list[str]:
         *(f"--load-model={name}" for name in launch.models),
         # A model that cannot be loaded must not take the others down.
         "--exit-on-error=false",
+        # Nor may its grpc.health.v1, which would say NOT_SERVING of all of them; which models are
+        # ready is what the repository index tells.
+        "--strict-readiness=false",
         "--allow-http=false",
         f"--grpc-address={launch.host}",
         f"--grpc-port={grpc_port}",

@@ -10,14 +10,19 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import structlog
+from contract.registrar.kit import AtConsul, until_seen
+from fixtures.consul import Agent
 from fixtures.triton import PrepareTriton
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from integration.runtime.poll import gone, until
 from integration.runtime.registry import serving_registry
 
 from aiflow_sdk import AsyncClient
 from aiflow_servers import places
+from aiflow_servers.runtime.consul_registrar import ConsulRegistrar
 from aiflow_servers.runtime.lease_registrar import LeaseRegistrar
 from aiflow_servers.triton.keeper import Keeper, keeping
 from aiflow_servers.triton.process import StartError
@@ -83,9 +88,40 @@ async def test_a_model_that_cannot_be_loaded_does_not_take_the_others_down(
     with structlog.testing.capture_logs() as log:
         async with keeping(launch, registrar=None) as keeper:
             assert keeper.models == ("detector",)
+            # What the router and Consul ask for; it would be NOT_SERVING for all.
+            async with grpc.aio.insecure_channel(keeper.address) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
     (said,) = [line for line in log if line["event"] == "model cannot be served"]
     assert said["model"] == "broken"
     assert "the weights are gone" in said["problem"]
+
+
+async def test_at_consul_its_models_are_told_and_consul_itself_asks_for_its_health(
+    prepare_triton: PrepareTriton, consul: Agent
+) -> None:
+    registry = AtConsul(consul)
+
+    async def asked() -> list[str]:
+        checks = await asyncio.to_thread(consul.ask, "GET", "/v1/health/checks/triton")
+        return [check["Output"] for check in checks if check["Type"] == "grpc"]
+
+    async with keeping(
+        prepare_triton(), registrar=ConsulRegistrar(consul=consul.address)
+    ) as keeper:
+        await until_seen(registry, "triton", {keeper.address: "READY"})
+        seen = (await registry.seen("triton"))[keeper.address]
+        assert (seen.models, seen.version) == (("detector",), "2.51.0")
+        assert seen.device in ("cpu", "gpu")
+        async with asyncio.timeout(8):
+            while await asked() != [f"gRPC check {keeper.address}: success"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        os.kill(keeper.pid, signal.SIGKILL)
+        await until_seen(registry, "triton", {}, within_s=2)
+        await until(lambda: keeper.restarts == 1 and keeper.models, within_s=60)
+        await until_seen(registry, "triton", {keeper.address: "READY"})
+    assert await registry.seen("triton") == {}
 
 
 @pytest.mark.parametrize("option", ["grpc_port", "metrics_port"])
