@@ -133,6 +133,7 @@ async def _one_process(config: Config) -> str:
     from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
     from aiflow_router.main import serving  # noqa: PLC0415 - as above
     from aiflow_router.rpc.server import AddressInUseError  # noqa: PLC0415 - as above
+    from aiflow_sdk.consul import ConsulRefusedError  # noqa: PLC0415 - as above
 
     log = structlog.get_logger(__name__)
     loop = asyncio.get_running_loop()
@@ -156,7 +157,7 @@ async def _one_process(config: Config) -> str:
             with kept_short():
                 await stop.wait()
                 await running.drain()
-    except AddressInUseError as error:
+    except (AddressInUseError, ConsulRefusedError) as error:
         # Told here, while the loop runs that the half-started server needs for its end.
         return str(error)
     return ""

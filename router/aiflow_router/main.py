@@ -14,6 +14,7 @@ from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.ejection import Outliers
 from aiflow_router.balancing.load import Loads
 from aiflow_router.balancing.pool import Preference
+from aiflow_router.catalog import consul
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.catalog.mirror import Mirror
@@ -58,7 +59,7 @@ async def serving(
         access_write: takes the lines of the access log.
         shared: None where this is the only process at its address.
 
-    Raises AddressInUseError.
+    Raises AddressInUseError, and ConsulRefusedError where files for TLS to Consul cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -109,6 +110,7 @@ async def serving(
         if config.health.active:
             _started(stack, _checks(config, links=links, loads=loads, metrics=metrics).run())
         stack.callback(catalog.close)
+        discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
         watchers, registering = _registering(front, catalog, census, loads, shared)
         server = grpc_server(config.listen, shared=shared is not None)
@@ -134,7 +136,15 @@ async def serving(
         async def text() -> bytes:
             return metrics.text()
 
-        app = http.application(ready=lambda: not front.leaving, report=census.served, metrics=text)
+        app = http.application(
+            ready=lambda: not front.leaving,
+            known=lambda: discovery is None or discovery.known,
+            report=lambda: {
+                **census.served(),
+                **({} if discovery is None else {"discovery": discovery.report()}),
+            },
+            metrics=text,
+        )
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
         else:
@@ -232,7 +242,21 @@ def _catalog(config: Config) -> Catalog:
     return Catalog(
         static=[item.endpoint() for item in config.discovery.static],
         leases=None if config.discovery.embedded is None else Leases(),
+        source=config.discovery.source(),
     )
+
+
+async def _discovered(
+    stack: AsyncExitStack, config: Config, catalog: Catalog | Mirror, metrics: Metrics
+) -> consul.Discovery | None:
+    """What feeds this process's own catalog, where something does."""
+    if isinstance(catalog, Mirror) or config.discovery.consul is None:
+        return None
+    discovery = await stack.enter_async_context(
+        consul.discovering(config.discovery.consul.settings(), catalog)
+    )
+    metrics.discovers(discovery)
+    return discovery
 
 
 def _registering(

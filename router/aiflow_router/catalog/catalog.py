@@ -1,4 +1,4 @@
-"""The living catalog: static endpoints and leases in, snapshots out."""
+"""The living catalog: static endpoints, and leases or what Consul tells in, snapshots out."""
 
 from __future__ import annotations
 
@@ -27,11 +27,21 @@ class Catalog:
 
     Args:
         static: endpoints that are always there.
-        leases: None where the catalog is only what is static.
+        leases: None where nothing can register here.
+        source: where further endpoints come from, who tells them by `found` and `lost`; empty
+            where they come from nowhere.
     """
 
-    def __init__(self, *, static: Iterable[Endpoint] = (), leases: Leases | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        static: Iterable[Endpoint] = (),
+        leases: Leases | None = None,
+        source: str = "",
+    ) -> None:
         self._leases = leases
+        self._source = source
+        self._found: dict[Key, Entry] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._heard_at_s = self._loop.time()
@@ -58,8 +68,24 @@ class Catalog:
         await self._publisher.settled()
 
     def age_s(self) -> float:
-        """Seconds since a server was last heard of; 0 where nothing is leased."""
-        return self._loop.time() - self._heard_at_s if self._leases else 0.0
+        """Seconds since a server or the source was last heard; 0 where there is neither."""
+        return self._loop.time() - self._heard_at_s if self._leases or self._source else 0.0
+
+    def heard(self) -> None:
+        """The source answered, with something new or not."""
+        self._heard_at_s = self._loop.time()
+
+    def found(self, entry: Entry) -> None:
+        """The source has this endpoint. What is listed stays as it is listed."""
+        key = entry.endpoint.key
+        self._found[key] = entry
+        if key not in self._static:
+            self._publisher.put(entry)
+
+    def lost(self, key: Key) -> None:
+        """The source has this endpoint no more."""
+        if self._found.pop(key, None) is not None and key not in self._static:
+            self._publisher.drop(key)
 
     def register(self, endpoint: Endpoint, *, ttl_s: float) -> Lease:
         """Raises RefusedError where the catalog is a static list, or the key is static."""
@@ -119,7 +145,10 @@ class Catalog:
             if self._leases is not None and lease.endpoint.key in listed:
                 self._leases.deregister(lease.id)
         for key in self._static - listed.keys():
-            self._publisher.drop(key)
+            if key in self._found:
+                self._publisher.put(self._found[key])
+            else:
+                self._publisher.drop(key)
         for key, endpoint in listed.items():
             entry = Entry(endpoint=endpoint, state=State.READY)
             if key not in self._static or entries.get(key) != entry:
@@ -140,6 +169,11 @@ class Catalog:
             self._timer = None
 
     def _leased(self) -> Leases:
+        if self._leases is None and self._source:
+            raise errors.RefusedError(
+                f"this router finds its endpoints in {self._source}; register there",
+                reason="REGISTRY_DISABLED",
+            )
         if self._leases is None:
             raise errors.RefusedError(
                 "this router's catalog is the static list of its aiflow.yaml; add "

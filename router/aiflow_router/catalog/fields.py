@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from aiflow_router.catalog.endpoint import Protocol
+from aiflow_router.catalog.endpoint import Endpoint, Protocol
 
 MAX_NAMES = 10_000
 MAX_NAME = 256
@@ -81,6 +81,22 @@ def violations(  # noqa: C901, PLR0912 - one flat line a rule
         if len(text) > MAX_TEXT or not text.isprintable():
             wrong[field] = f"must be at most {MAX_TEXT} printable characters"
     return wrong
+
+
+def endpoint_problem(endpoint: Endpoint) -> str:
+    """What is wrong with an endpoint that came from outside; empty when nothing is."""
+    wrong = violations(
+        backend=endpoint.backend,
+        address=endpoint.address,
+        protocol=endpoint.protocol,
+        models=endpoint.models,
+        services=endpoint.services,
+        weight=endpoint.weight,
+        zone=endpoint.zone,
+        version=endpoint.version,
+        device=endpoint.device,
+    )
+    return "; ".join(f"{field}: {why}" for field, why in wrong.items())
 
 
 def _names_problem(names: Sequence[str], pattern: re.Pattern[str]) -> str:

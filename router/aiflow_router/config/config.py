@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from aiflow_router.catalog.endpoint import Endpoint, Protocol
-from aiflow_router.catalog.fields import violations
+from aiflow_router.config.discovery import Discovery, Embedded
 from aiflow_router.config.health import Ejection, Health
 from aiflow_router.config.route import Route
 from aiflow_router.config.values import (
@@ -69,66 +68,6 @@ class Listen(Section):
         return self.max_connection_age
 
 
-class Embedded(Section):
-    pass
-
-
-class StaticEndpoint(Section):
-    backend: str
-    address: str
-    protocol: Literal["oip", "grpc"]
-    models: tuple[str, ...] = ()
-    services: tuple[str, ...] = ()
-    weight: Annotated[int, Field(ge=1, le=1000)] = 1
-    zone: Zone = ""
-    # What `aiflow status` shows.
-    version: str = ""
-    device: str = ""
-
-    @model_validator(mode="after")
-    def _fields(self) -> StaticEndpoint:
-        wrong = violations(
-            backend=self.backend,
-            address=self.address,
-            protocol=Protocol[self.protocol.upper()],
-            models=self.models,
-            services=self.services,
-            weight=self.weight,
-            version=self.version,
-            device=self.device,
-        )
-        if wrong:
-            raise ValueError("; ".join(f"{field}: {why}" for field, why in wrong.items()))
-        return self
-
-    def endpoint(self) -> Endpoint:
-        return Endpoint(
-            backend=self.backend,
-            address=self.address,
-            protocol=Protocol[self.protocol.upper()],
-            models=tuple(dict.fromkeys(self.models)),
-            services=tuple(dict.fromkeys(self.services)),
-            weight=self.weight,
-            zone=self.zone,
-            version=self.version,
-            device=self.device,
-        )
-
-
-class Discovery(Section):
-    embedded: Embedded | None = None
-    static: tuple[StaticEndpoint, ...] = ()
-
-    @model_validator(mode="after")
-    def _some(self) -> Discovery:
-        if self.embedded is None and not self.static:
-            raise ValueError("name a source of endpoints: `embedded: {}` or `static: [...]`")
-        keys = [(item.backend, item.address) for item in self.static]
-        if twice := first_twice(keys):
-            raise ValueError(f"endpoint {'@'.join(twice)} is listed twice")
-        return self
-
-
 class Key(Section):
     name: Name
     tenant: Name
@@ -170,7 +109,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _once(self) -> Config:
         zones = {item.zone for item in self.discovery.static}
-        if self.zone and self.discovery.embedded is None and self.zone not in zones:
+        if self.zone and not self.discovery.grows() and self.zone not in zones:
             raise ValueError(
                 f'zone: no static endpoint is in zone "{self.zone}" and none can register, so it '
                 "would have no effect"

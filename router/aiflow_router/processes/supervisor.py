@@ -15,11 +15,13 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
 from aiflow_router.balancing.census import served
+from aiflow_router.catalog import consul
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.config.config import Config
@@ -32,6 +34,8 @@ from aiflow_router.processes.pool import Pool
 from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
+from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
+from aiflow_sdk.consul import ConsulRefusedError
 
 _log = structlog.get_logger(__name__)
 
@@ -64,7 +68,7 @@ async def supervise(config: Config, *, read: Read, listening: Callable[[str, str
             supervisor = Supervisor(config, read=read, folder=folder, address=address)
             await stack.enter_async_context(supervisor.running(listening))
             return await supervisor.until_told()
-    except (AddressInUseError, ChildError) as error:
+    except (AddressInUseError, ChildError, ConsulRefusedError) as error:
         return str(error)
 
 
@@ -82,7 +86,9 @@ class Supervisor:
         self._catalog = Catalog(
             static=[item.endpoint() for item in config.discovery.static],
             leases=None if config.discovery.embedded is None else Leases(),
+            source=config.discovery.source(),
         )
+        self._discovery: consul.Discovery | None = None
         self._pool = Pool(
             start=partial(started, folder=folder, listening=Listening()),
             config=self._written(config),
@@ -95,17 +101,22 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def running(self, listening: Callable[[str, str], None]) -> AsyncIterator[None]:
-        """Workers, catalog and HTTP side, until the block ends. Raises ChildError."""
+        """Workers, catalog and HTTP side, until the block ends.
+
+        Raises ChildError and ConsulRefusedError.
+        """
         self._take_signals()
         pool = self._pool
         app = http.application(
             ready=lambda: bool(pool.serving()) and not self._stop.is_set(),
-            report=lambda: {**served(self._catalog.snapshot), "workers": len(pool.serving())},
+            known=lambda: self._discovery is None or self._discovery.known,
+            report=self._report,
             metrics=self._text,
         )
         owner = Owner(self._catalog, lambda: [*pool.serving(), *pool.leaving()])
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._catalog.close)
+            await self._discover(stack)
             await self._catalog.settled()
             await stack.enter_async_context(owner.listening(self._folder / SUPERVISOR_SOCKET))
             http_address = await listen_http(stack, app, self._config.listen.http)
@@ -114,6 +125,22 @@ class Supervisor:
             await pool.fill(self._config.listen.workers)
             listening(self._address, http_address)
             yield
+
+    async def _discover(self, stack: contextlib.AsyncExitStack) -> None:
+        if self._config.discovery.consul is not None:
+            settings = self._config.discovery.consul.settings()
+            self._discovery = await stack.enter_async_context(
+                consul.discovering(settings, self._catalog)
+            )
+            self._metrics.discovers(self._discovery)
+
+    def _report(self) -> dict[str, Any]:
+        """For `/readyz`."""
+        return {
+            **served(self._catalog.snapshot),
+            "workers": len(self._pool.serving()),
+            **({} if self._discovery is None else {"discovery": self._discovery.report()}),
+        }
 
     async def until_told(self) -> str:
         """Until a signal to stop, or until workers cannot be kept alive: then why."""
@@ -179,6 +206,7 @@ class Supervisor:
             "listen.grpc": (old.listen.grpc, new.listen.grpc),
             "listen.http": (old.listen.http, new.listen.http),
             "discovery.embedded": (old.discovery.embedded, new.discovery.embedded),
+            "discovery.consul": (old.discovery.consul, new.discovery.consul),
         }
         changed = [key for key, (before, after) in fixed.items() if before != after]
         if changed:
@@ -240,13 +268,16 @@ class _Metrics:
         )
         Gauge(
             "aiflow_discovery_age_seconds",
-            "Time since a registered server was last heard of.",
+            AGE,
             registry=registry,
         ).set_function(catalog.age_s)
         workers = Gauge("aiflow_workers", "Worker processes.", ("state",), registry=registry)
         workers.labels("serving").set_function(lambda: len(pool.serving()))
         workers.labels("starting").set_function(pool.starting)
         workers.labels("leaving").set_function(lambda: len(pool.leaving()))
+
+    def discovers(self, discovery: consul.Discovery) -> None:
+        self._registry.register(DiscoveryAtScrape(discovery))
 
     def text(self) -> str:
         return generate_latest(self._registry).decode()

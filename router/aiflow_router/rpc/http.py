@@ -13,17 +13,30 @@ Report = Callable[[], dict[str, Any]]
 
 
 def application(
-    *, ready: Callable[[], bool], report: Report, metrics: Callable[[], Awaitable[bytes]]
+    *,
+    ready: Callable[[], bool],
+    report: Report,
+    metrics: Callable[[], Awaitable[bytes]],
+    known: Callable[[], bool] = lambda: True,
 ) -> web.Application:
-    """`ready` says whether new calls are welcome, `report` what is served."""
+    """The HTTP side.
+
+    Args:
+        ready: whether new calls are welcome.
+        report: what is served.
+        metrics: the text of a scrape.
+        known: whether it is known at all what is served.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         return _json({"status": "alive"})
 
     async def readyz(_: web.Request) -> web.Response:
-        if ready():
-            return _json({"status": "ready", **report()})
-        return _json({"status": "draining", **report()}, status=503)
+        if not ready():
+            return _json({"status": "draining", **report()}, status=503)
+        if not known():
+            return _json({"status": "waiting", **report()}, status=503)
+        return _json({"status": "ready", **report()})
 
     async def text(_: web.Request) -> web.Response:
         return web.Response(body=await metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -24,6 +24,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
+
 T = TypeVar("T")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series nobody reads
@@ -197,6 +199,10 @@ class Metrics:
         """Of routes with `balance: batch_aware`; `unknown` counts endpoints by model."""
         self.registry.register(_BatchesAtScrape(unknown, fillings))
 
+    def discovers(self, discovery: Discovery) -> None:
+        """For a catalog that this process fills from elsewhere."""
+        self.registry.register(DiscoveryAtScrape(discovery))
+
     def mirrors(self, following: Callable[[], bool], lost: Callable[[], int]) -> None:
         """For a catalog that another process owns."""
         self.registry.register(_Mirrored(following, lost))
@@ -236,7 +242,7 @@ class _AtScrape:
             panics.add_metric((backend,), count)
         age = GaugeMetricFamily(
             "aiflow_discovery_age_seconds",
-            "Time since a registered server was last heard of.",
+            AGE,
             value=self._catalogued.age_s(),
         )
         return (inflight, endpoints, panics, age)

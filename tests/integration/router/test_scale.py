@@ -11,7 +11,7 @@ from integration.router.kit import ANY_PORT, backend, infer, mesh, until
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.catalog.endpoint import Endpoint, Protocol, State
-from aiflow_router.config.config import Discovery, StaticEndpoint
+from aiflow_router.config.discovery import Discovery, StaticEndpoint
 from aiflow_router.config.file import parse
 from aiflow_router.garbage import kept_short
 

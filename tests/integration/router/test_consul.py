@@ -1,0 +1,156 @@
+"""Endpoints out of a real Consul: what their checks say, and how soon it counts."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fixtures.consul import Agent
+from fixtures.consul_proxy import proxying
+from integration.router.consul_kit import (
+    INFER,
+    check,
+    deregister,
+    discovery,
+    entry,
+    maintain,
+    register,
+)
+from integration.router.kit import backend, infer, mesh, until
+
+from aiflow_router.catalog.endpoint import State
+
+pytestmark = pytest.mark.usefixtures("consul")
+
+
+async def test_what_checks_and_maintenance_say_is_the_endpoints_state(consul: Agent) -> None:
+    async with backend() as server, mesh(discovery(consul.address)) as running:
+        item = entry(server.address, "checked", backend="checked")
+        key = (item.backend, item.address)
+        entries = lambda: running.router.view.snapshot.entries  # noqa: E731 - another each time
+
+        async def becomes(state: State) -> None:
+            await until(lambda: key in entries() and entries()[key].state is state)
+
+        await register(consul, item, status="critical")
+        await becomes(State.UNHEALTHY)
+        await check(consul, item, "passing")
+        await becomes(State.READY)
+        await maintain(consul, item)
+        await becomes(State.DRAINING)
+        await check(consul, item, "critical")
+        await maintain(consul, item, enable=False)
+        await becomes(State.UNHEALTHY)
+        await check(consul, item, "warning")
+        await becomes(State.READY)
+        await deregister(consul, item)
+        await until(lambda: key not in entries())
+
+
+async def test_what_is_not_ours_is_not_looked_at(consul: Agent) -> None:
+    other = {"Name": "database", "Port": 5432, "Tags": ["primary"]}
+    consul.ask("PUT", "/v1/agent/service/register", other)
+    async with proxying(consul.address) as proxy, mesh(discovery(proxy.address)) as running:
+        assert not running.router.view.snapshot.entries
+        assert set(proxy.asked) == {"/v1/catalog/services"}
+    consul.ask("PUT", "/v1/agent/service/deregister/database")
+
+
+async def test_an_instance_that_is_wrong_is_left_out_and_counted(consul: Agent) -> None:
+    wrong = {"Name": "odd", "Port": 1, "Tags": ["aiflow"], "Meta": {"aiflow": "2"}}
+    consul.ask("PUT", "/v1/agent/service/register", wrong)
+    async with mesh(discovery(consul.address)) as running:
+        assert 'aiflow_discovery_errors_total{kind="entry"} 1.0' in await running.metrics()
+        assert not running.router.view.snapshot.entries
+    consul.ask("PUT", "/v1/agent/service/deregister/odd")
+
+
+async def test_while_nothing_changes_consul_is_asked_once_a_wait(consul: Agent) -> None:
+    async with (
+        backend() as server,
+        proxying(consul.address) as proxy,
+        mesh(discovery(proxy.address, wait="200ms")) as running,
+    ):
+        item = entry(server.address, "quiet", backend="quiet")
+        await register(consul, item)
+        await until(lambda: "quiet" in running.router.view.snapshot.models)
+        version = running.router.view.snapshot.version
+        proxy.asked.clear()
+        began_s = time.monotonic()
+        await until(lambda: proxy.asked["/v1/health/service/quiet"] >= 5)
+        assert time.monotonic() - began_s >= 4 * 0.2 * 0.9 * 0.9
+        assert running.router.view.snapshot.version == version
+        assert running.router.view.age_s() < 1
+        text = await running.metrics()
+        assert "aiflow_discovery_watches 2.0" in text
+        assert "aiflow_discovery_from_disk 0.0" in text
+        await deregister(consul, item)
+
+
+async def test_more_backends_than_connections_take_turns(consul: Agent) -> None:
+    async with backend() as server:
+        items = [entry(server.address, f"turn-{i}", backend=f"turn-{i}") for i in range(9)]
+        for item in items:
+            await register(consul, item)
+        config = discovery(consul.address, wait="300ms", more=", max_connections: 3")
+        async with mesh(config) as running:
+            models = lambda: running.router.view.snapshot.models  # noqa: E731 - another each time
+            await until(lambda: all(f"turn-{i}" in models() for i in range(9)))
+            began_s = time.monotonic()
+            await maintain(consul, items[8])
+            await until(lambda: not models()["turn-8"])
+            assert time.monotonic() - began_s < 5
+        for item in items:
+            await deregister(consul, item)
+
+
+async def test_what_is_listed_stays_as_it_is_listed(consul: Agent) -> None:
+    async with backend() as server:
+        static = (
+            ", static: [{backend: echo, protocol: oip, models: [listed], "
+            f"address: '{server.address}'}}]"
+        )
+        item = entry(server.address, "other")
+        async with mesh(discovery(consul.address, rest=static)) as running:
+            await register(consul, item)
+            channel = running.channel.unary_unary(INFER)
+            await channel(infer("listed"), timeout=5)
+            await asyncio.sleep(0.1)
+            models = running.router.view.snapshot.models
+            assert "other" not in models
+            running.router.catalog.list_static([])
+            await until(lambda: "other" in running.router.view.snapshot.models)
+        await deregister(consul, item)
+
+
+async def test_servers_that_register_here_are_sent_to_consul(consul: Agent) -> None:
+    async with mesh(discovery(consul.address)) as running:
+        with pytest.raises(Exception, match=f"endpoints in Consul at {consul.address}; register"):
+            await running.register("127.0.0.1:9")
+
+
+async def test_the_last_view_is_on_disk_and_replaced_in_one_step(
+    consul: Agent, tmp_path: Path
+) -> None:
+    file = tmp_path / "last.json"
+    item = entry("127.0.0.1:9", "kept", backend="kept")
+    async with mesh(discovery(consul.address, more=f", last_known: '{file}'")) as running:
+        await register(consul, item)
+        await until(lambda: "kept" in running.router.view.snapshot.models)
+        await until(lambda: file.exists() and b"kept" in file.read_bytes())
+    document = json.loads(file.read_bytes())
+    assert document["source"] == consul.address
+    assert [found["models"] for found in document["endpoints"]] == [["kept"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.json"]
+    await deregister(consul, item)
+
+
+async def test_readyz_tells_where_the_view_comes_from(consul: Agent) -> None:
+    async with mesh(discovery(consul.address)) as running, aiohttp.ClientSession() as session:
+        async with session.get(f"http://{running.router.http_address}/readyz") as answer:
+            report = (await answer.json())["discovery"]
+        assert report["source"] == f"consul {consul.address}"
+        assert report["from_disk"] is False
+        assert "failing" not in report
