@@ -26,8 +26,8 @@ $(READY): pyproject.toml deploy/constraints.txt
 demo: $(READY) ## run two flows on real photos and show where the pictures are
 	@$(BIN)/python examples/demo.py --out $(OUT)
 
-up: $(READY) ## serve the whole mesh until Ctrl-C
-	@$(BIN)/aiflow up
+up: $(READY) ## serve the whole mesh until Ctrl-C; DISCOVERY=consul starts and uses an agent
+	@$(BIN)/aiflow up $(if $(DISCOVERY),--discovery $(DISCOVERY))
 
 test: fetch ## run every test
 	$(BIN)/pytest

@@ -33,13 +33,11 @@ def test_a_server_on_every_interface_is_reached_on_this_machine(
 
 
 def test_a_free_port_is_chosen_before_the_router_starts() -> None:
-    claimed = mesh._claim("127.0.0.1:0", default="", name="--grpc", configured=False)
-    assert claimed is not None
+    claimed = mesh._claim("127.0.0.1:0", name="--grpc")
     assert claimed.startswith("127.0.0.1:")
     assert not claimed.endswith(":0")
-    assert mesh._claim(None, default="127.0.0.1:0", name="--grpc", configured=True) is None
     with pytest.raises(BadInputError, match="is not an address"):
-        mesh._claim("7600", default="", name="--grpc", configured=False)
+        mesh._claim("7600", name="--grpc")
 
 
 @pytest.mark.parametrize(
