@@ -104,11 +104,8 @@ def _has_leader(url: str, process: subprocess.Popen[bytes]) -> bool:
     ends_s = time.monotonic() + _READY_S
     while process.poll() is None:
         # Not the leader's address: that is there before the agent itself is in the catalog.
-        with (
-            contextlib.suppress(OSError, ValueError),
-            urllib.request.urlopen(f"{url}/v1/health/service/consul", timeout=_ASK_S) as answer,
-        ):
-            if json.loads(answer.read()):
+        with contextlib.suppress(OSError, ValueError):
+            if _asked(f"{url}/v1/health/service/consul"):
                 return True
         if time.monotonic() > ends_s:
             process.terminate()

@@ -136,6 +136,7 @@ def _agent(supervisor: Supervisor, say: Say, url: str) -> str:
             return url.rstrip("/")
     except consul_agent.NoConsulError as error:
         raise StartError(str(error)) from error
+    host = "127.0.0.1" if host == "localhost" else host
     if parts.scheme != "http" or not _is_loopback(host):
         raise StartError(
             f"no Consul answers at {url}: start it, or name another agent with --consul"
@@ -149,7 +150,7 @@ def _agent(supervisor: Supervisor, say: Say, url: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return ipaddress.IPv4Address(host).is_loopback
     except ValueError:
         return False
 

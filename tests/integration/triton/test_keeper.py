@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -90,7 +91,7 @@ async def test_a_model_that_cannot_be_loaded_does_not_take_the_others_down(
             assert keeper.models == ("detector",)
             # What the router and Consul ask for; it would be NOT_SERVING for all.
             async with grpc.aio.insecure_channel(keeper.address) as channel:
-                health = health_pb2_grpc.HealthStub(channel)
+                health: Any = health_pb2_grpc.HealthStub(channel)
                 answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
     (said,) = [line for line in log if line["event"] == "model cannot be served"]
