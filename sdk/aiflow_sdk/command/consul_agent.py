@@ -117,7 +117,7 @@ def _has_leader(url: str, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _command(consul: str, host: str, port: int) -> list[str]:
-    server, serf = _free_ports(2)
+    server, serf = free_ports(2)
     ports = {"http": port, "https": -1, "dns": -1, "grpc": -1}
     ports |= {"server": server, "serf_lan": serf, "serf_wan": -1}
     # The router keeps a question for each backend waiting; the default is 200.
@@ -129,7 +129,7 @@ def _command(consul: str, host: str, port: int) -> list[str]:
     ]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Free for TCP and UDP, for gossip takes both."""
     found: list[int] = []
     with contextlib.ExitStack() as stack:
