@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -41,6 +41,7 @@ class Catalog:
     ) -> None:
         self._leases = leases
         self._source = source
+        self._source_age_s: Callable[[], float] | None = None
         self._found: dict[Key, Entry] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -69,11 +70,13 @@ class Catalog:
 
     def age_s(self) -> float:
         """Seconds since a server or the source was last heard; 0 where there is neither."""
-        return self._loop.time() - self._heard_at_s if self._leases or self._source else 0.0
+        if self._source_age_s is not None:
+            return self._source_age_s()
+        return self._loop.time() - self._heard_at_s if self._leases else 0.0
 
-    def heard(self) -> None:
-        """The source answered, with something new or not."""
-        self._heard_at_s = self._loop.time()
+    def aged_by(self, age_s: Callable[[], float]) -> None:
+        """The source knows how old its view is."""
+        self._source_age_s = age_s
 
     def found(self, entry: Entry) -> None:
         """The source has this endpoint. What is listed stays as it is listed."""

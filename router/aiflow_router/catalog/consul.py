@@ -1,8 +1,9 @@
 """Consul as the source of a catalog: one watch of the list of services, and one of each backend.
 
-What Consul says holds, with one exception: where it was away, has lost its state or says nothing,
-an endpoint that it does not list any more is no proof that the server is gone. Such an endpoint is
-held for `grace_s`, in which servers register again; calls find out for themselves whether it lives.
+What Consul says holds, with one exception: after it was away or lost its state, bad news of an
+endpoint that took calls (it is not listed any more, or its checks fail) may be about Consul and not
+about the server: servers have to register again, and checks that nobody could renew have failed.
+Such an endpoint is held for `grace_s`; calls find out for themselves whether it lives.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aiflow_router.catalog import last_known
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.consul_answer import Instances, backends, instances
 from aiflow_router.catalog.consul_watch import Asking, Book, Pace, Watch
-from aiflow_router.catalog.endpoint import Key
+from aiflow_router.catalog.endpoint import Key, State
 from aiflow_router.catalog.snapshot import Entry
 from aiflow_sdk.consul import DEFAULT_ADDRESS, Consul, segment
 
@@ -75,6 +76,16 @@ class Settings:
         return f"{self.address}{f' ({self.datacenter})' if self.datacenter else ''}"
 
 
+def doubtful(shown: Entry | None, told: Entry | None) -> bool:
+    """Whether it may be Consul's own trouble that speaks: bad news of who takes calls.
+
+    Who is in maintenance said so itself.
+    """
+    if shown is None or not shown.ready():
+        return False
+    return told is None or told.state in (State.UNHEALTHY, State.UNREACHABLE)
+
+
 @asynccontextmanager
 async def discovering(settings: Settings, catalog: Catalog) -> AsyncIterator[Discovery]:
     """Feeds `catalog` until the block ends; begins when there is a first view, or none to be had.
@@ -103,7 +114,8 @@ class Discovery:
         self._settings = settings
         self._catalog = catalog
         self._loop = asyncio.get_running_loop()
-        self.book = Book(clock=self._loop.time, heard=catalog.heard, not_heard=self._not_heard)
+        self.book = Book(clock=self._loop.time, not_heard=self._not_heard)
+        catalog.aged_by(self.book.age_s)
         self.from_disk = False
         self._asking = Asking(
             consul=client,
@@ -115,24 +127,26 @@ class Discovery:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
-        # As Consul or the file told it, by backend; what is held is in `_held` only.
+        # As Consul or the file told it, by backend; and what is shown instead while in doubt.
         self._view: dict[str, Instances] = {}
         self._held: dict[Key, tuple[Entry, asyncio.TimerHandle]] = {}
         # Backends that have not answered since they were listed; None before the first list.
         self._unanswered: set[str] | None = None
-        self._first = asyncio.Event()
+        # Whether Consul ever told everything; and whether the start need not wait any longer.
+        self._told = False
+        self._begun = asyncio.Event()
         self._changed = asyncio.Event()
         self._lines = Pace(per_s=LOGGED_PER_S, burst=LOGGED_BURST)
 
     @property
     def held(self) -> int:
-        """Endpoints that Consul does not list any more and that may still live."""
+        """Endpoints that are called though Consul tells bad news of them, which is in doubt."""
         return len(self._held)
 
     @property
     def known(self) -> bool:
         """Whether there is a view, be it an old one."""
-        return self._complete() or self.from_disk
+        return self._told or self.from_disk
 
     def report(self) -> dict[str, Any]:
         """For `/readyz`."""
@@ -148,14 +162,14 @@ class Discovery:
     async def begin(self) -> None:
         """Returns when there is a view, or when Consul fails and there was none to begin with."""
         watch = Watch(self._asking, LIST_PATH, self._take_list, turns=asyncio.Semaphore())
+        self.book.begins(LIST_PATH)
         self._run(watch.run())
-        self.book.watches += 1
         try:
             async with asyncio.timeout(FIRST_VIEW_WITHIN_S):
-                await self._first.wait()
+                await self._begun.wait()
         except TimeoutError:
             _log.warning("Consul has not told all endpoints yet", within_s=FIRST_VIEW_WITHIN_S)
-        if not self._complete():
+        if not self._told:
             self._load()
         if self._settings.last_known is not None:
             self._run(self._saves(Path(self._settings.last_known)))
@@ -184,10 +198,7 @@ class Discovery:
     def _not_heard(self) -> None:
         """Ends the wait for a first view where not even the list is to be had."""
         if self._unanswered is None:
-            self._first.set()
-
-    def _complete(self) -> bool:
-        return self._unanswered is not None and not self._unanswered
+            self._begun.set()
 
     def _take_list(self, body: Any) -> None:
         listed = backends(body)
@@ -196,22 +207,27 @@ class Discovery:
             self._unanswered = set()
         for name in listed - before:
             self._unanswered.add(name)
-            watch = Watch(
-                self._asking,
-                f"/v1/health/service/{segment(name)}",
-                partial(self._take_backend, name),
-            )
+            self.book.begins(_path(name))
+            watch = Watch(self._asking, _path(name), partial(self._take_backend, name))
             self._watches[name] = self._run(watch.run())
         for name in before - listed:
             self._watches.pop(name).cancel()
-        self.book.watches = 1 + len(self._watches)
+            self.book.ends(_path(name))
         self._unanswered &= listed
         for name in (before | set(self._view)) - listed:
             gone = self._view.pop(name, Instances())
-            self._missing(name, gone.entries)
+            self._show(name, gone.entries, {})
         self._look_complete()
 
     def _take_backend(self, name: str, body: Any) -> None:
+        # Without rights there is none to see; if really all have left, the list says so too.
+        if body:
+            self._take_instances(name, body)
+        if self._unanswered is not None:
+            self._unanswered.discard(name)
+        self._look_complete()
+
+    def _take_instances(self, name: str, body: Any) -> None:
         before = self._view.get(name, Instances())
         now = instances(body, parsed=before.parsed)
         for instance, why in now.problems.items():
@@ -219,61 +235,58 @@ class Discovery:
                 self.book.errors["entry"] += 1
                 _log.warning("an instance in Consul is left out", instance=instance, why=why)
         self._view[name] = now
-        changed = [
-            entry
-            for key, entry in now.entries.items()
-            if before.entries.get(key) != entry or key in self._held
-        ]
-        for entry in changed:
-            self._release(entry.endpoint.key)
-            self._catalog.found(entry)
-        if changed:
-            self._say("endpoints found", name, changed)
-            self._changed.set()
-        self._missing(
-            name, {key: entry for key, entry in before.entries.items() if key not in now.entries}
-        )
-        if self._unanswered is not None:
-            self._unanswered.discard(name)
-        self._look_complete()
+        self._show(name, before.entries, now.entries)
 
     def _look_complete(self) -> None:
-        if not self._complete():
+        if self._told or self._unanswered:
             return
+        self._told = True
+        self._begun.set()
+        self._changed.set()
         if self.from_disk:
             self.from_disk = False
             _log.info("Consul has told all endpoints: the view is from disk no more")
-            self._changed.set()
-        if not self._first.is_set():
-            self._first.set()
-            self._changed.set()
 
-    def _missing(self, name: str, gone: Mapping[Key, Entry]) -> None:
-        """Takes away what is listed no more, or holds it where that may be Consul's fault."""
-        if not gone:
-            return
+    def _show(self, backend: str, before: Mapping[Key, Entry], told: Mapping[Key, Entry]) -> None:
+        """Brings the catalog from what was told before to what is told now."""
         doubt = self._loop.time() < self.book.doubted_at_s + self._settings.grace_s
-        # Who was leaving anyway, or was not fit, is no loss.
-        held = [entry for entry in gone.values() if doubt and entry.ready()]
-        for entry in held:
-            key = entry.endpoint.key
+        found, left, held = [], [], []
+        for key in {**before, **told}:
+            now = told.get(key)
+            shown = self._held[key][0] if key in self._held else before.get(key)
+            if doubt and doubtful(shown, now):
+                assert shown is not None  # noqa: S101 - else there is no doubt
+                if key not in self._held:
+                    timer = self._loop.call_later(self._settings.grace_s, self._give_up, key)
+                    self._held[key] = (shown, timer)
+                    held.append(shown)
+                continue
             self._release(key)
-            timer = self._loop.call_later(self._settings.grace_s, self._give_up, key)
-            self._held[key] = (entry, timer)
-        left = [entry for key, entry in gone.items() if key not in self._held]
-        for entry in left:
-            self._catalog.lost(entry.endpoint.key)
-        if held:
-            self._say("endpoints held: Consul had trouble and lists them no more", name, held)
-        if left:
-            self._say("endpoints left", name, left)
-        self._changed.set()
+            if now is not None and now != shown:
+                self._catalog.found(now)
+                found.append(now)
+            elif now is None and shown is not None:
+                self._catalog.lost(key)
+                left.append(shown)
+        for event, entries in (
+            ("endpoints found in Consul", found),
+            ("endpoints left Consul", left),
+            ("endpoints held: Consul had trouble and now tells bad news of them", held),
+        ):
+            if entries:
+                self._changed.set()
+                self._say(event, backend, entries)
 
     def _give_up(self, key: Key) -> None:
+        """What was in doubt for so long is true."""
         entry, _ = self._held.pop(key)
-        self._catalog.lost(key)
+        told = self._view.get(key[0], Instances()).entries.get(key)
+        if told is None:
+            self._catalog.lost(key)
+        else:
+            self._catalog.found(told)
         self._changed.set()
-        self._say("endpoints did not come back to Consul", key[0], [entry])
+        self._say("endpoints are held no more, for the news of them stays bad", key[0], [entry])
 
     def _release(self, key: Key) -> None:
         if (held := self._held.pop(key, None)) is not None:
@@ -295,8 +308,11 @@ class Discovery:
 
     def _entries(self) -> list[Entry]:
         """All that the catalog has of Consul."""
-        told = [entry for view in self._view.values() for entry in view.entries.values()]
-        return told + [entry for entry, _ in self._held.values()]
+        entries: dict[Key, Entry] = {}
+        for view in self._view.values():
+            entries.update(view.entries)
+        entries.update((key, entry) for key, (entry, _) in self._held.items())
+        return list(entries.values())
 
     def _load(self) -> None:
         """Begins with the last view of an earlier run, as far as Consul has said nothing."""
@@ -314,19 +330,20 @@ class Discovery:
             self.book.errors["last_known"] += 1
             _log.error("Consul fails and there is no last view", why=str(error))
             return
-        answered = set(self._view)
         views: dict[str, dict[Key, Entry]] = {}
         for entry in entries:
-            if entry.endpoint.backend not in answered:
+            if self._unanswered is None or entry.endpoint.backend in self._unanswered:
                 views.setdefault(entry.endpoint.backend, {})[entry.endpoint.key] = entry
                 self._catalog.found(entry)
         for backend, view in views.items():
             self._view[backend] = Instances(entries=view)
         self.from_disk = True
+        ago_s = max(0.0, time.time() - saved_at_s)
+        self.book.begins(LIST_PATH, ago_s=ago_s)
         _log.warning(
             "started from the last view on disk, because Consul does not answer",
             file=path,
-            age_s=round(time.time() - saved_at_s),
+            age_s=round(ago_s),
             endpoints=len(entries),
             error=self.book.failing,
         )
@@ -339,7 +356,7 @@ class Discovery:
 
     async def _save(self, path: Path) -> None:
         self._changed.clear()
-        if not self._complete():
+        if not self._told:  # What is on disk is no older than what is known here.
             return
         try:
             await asyncio.to_thread(
@@ -348,3 +365,7 @@ class Discovery:
         except last_known.LastKnownError as error:
             self.book.errors["last_known"] += 1
             _log.error("the last view is not on disk", why=str(error))
+
+
+def _path(backend: str) -> str:
+    return f"/v1/health/service/{segment(backend)}"

@@ -88,38 +88,55 @@ class Book:
 
     Attributes:
         clock: monotonic seconds.
-        heard: called when Consul answered.
-        not_heard: called when it failed to.
+        not_heard: called when a watch failed.
         errors: failures by kind.
-        watches: how many there are.
+        heard_at_s: of each watch by its path: when it was answered last, or else began.
         doubted_at_s: when what Consul does not list any more was last no proof that it is gone.
-        failing: the last error since the last answer; empty where there is none.
     """
 
     clock: Callable[[], float]
-    heard: Callable[[], object]
     not_heard: Callable[[], object]
     errors: Counter[str] = field(default_factory=Counter)
-    watches: int = 0
+    heard_at_s: dict[str, float] = field(default_factory=dict)
     doubted_at_s: float = float("-inf")
-    failing: str = ""
+    _failing: dict[str, str] = field(default_factory=dict)
     _since_s: float = 0.0
     _told_at_s: float = float("-inf")
 
-    def answered(self) -> None:
-        self.heard()
-        if self.failing:
-            _log.info("Consul answers again", after_s=round(self.clock() - self._since_s, 1))
-            self.failing = ""
-            self._told_at_s = float("-inf")
+    @property
+    def watches(self) -> int:
+        return len(self.heard_at_s)
 
-    def failed(self, error: ConsulError) -> None:
+    @property
+    def failing(self) -> str:
+        """The last error of a watch that fails now; empty where none does."""
+        return next(reversed(self._failing.values()), "")
+
+    def age_s(self) -> float:
+        """How long ago that part of the view was told that is the oldest."""
+        now_s = self.clock()
+        return now_s - min(self.heard_at_s.values(), default=now_s)
+
+    def begins(self, path: str, *, ago_s: float = 0.0) -> None:
+        """A watch of `path` begins, with what was told of it so long ago."""
+        self.heard_at_s[path] = self.clock() - ago_s
+
+    def ends(self, path: str) -> None:
+        del self.heard_at_s[path]
+        self._well(path)
+
+    def answered(self, path: str) -> None:
+        self.heard_at_s[path] = self.clock()
+        self._well(path)
+
+    def failed(self, path: str, error: ConsulError) -> None:
         now_s = self.clock()
         self.errors[error.kind] += 1
         self.doubted_at_s = now_s
-        if not self.failing:
+        if not self._failing:
             self._since_s = now_s
-        self.failing = str(error)
+        self._failing.pop(path, None)
+        self._failing[path] = str(error)
         self.not_heard()
         if now_s - self._told_at_s >= REMIND_EVERY_S:
             self._told_at_s = now_s
@@ -127,8 +144,14 @@ class Book:
                 "Consul fails: calls go on with the last view",
                 kind=error.kind,
                 error=str(error),
+                watches=len(self._failing),
                 for_s=round(now_s - self._since_s, 1),
             )
+
+    def _well(self, path: str) -> None:
+        if self._failing.pop(path, None) is not None and not self._failing:
+            _log.info("Consul answers again", after_s=round(self.clock() - self._since_s, 1))
+            self._told_at_s = float("-inf")
 
     def went_back(self, path: str, *, before: int, got: int) -> None:
         self.errors["index_backwards"] += 1
@@ -196,7 +219,7 @@ class Watch:
             except ConsulError as error:
                 failures += 1
                 self._index = 0
-                self._asking.book.failed(error)
+                self._asking.book.failed(self._path, error)
                 await self._asking.sleep(backoff_s(failures, self._asking.draw()))
 
     async def _place(self) -> None:
@@ -220,7 +243,7 @@ class Watch:
             self._take(answer.body)
             self._digest = digest
         self._index = next_index(self._index, answer.index)
-        book.answered()
+        book.answered(self._path)
 
     async def _ask(self) -> Answer:
         asking = self._asking

@@ -54,10 +54,7 @@ def save(
 
 
 def load(path: Path, *, source: str) -> tuple[tuple[Entry, ...], float]:
-    """The entries, and when they were saved (seconds since 1970). Raises LastKnownError.
-
-    FileNotFoundError is one too: who never saved has nothing to load.
-    """
+    """The entries, and when they were saved (seconds since 1970). Raises LastKnownError."""
     try:
         document = orjson.loads(path.read_bytes())
         if document["format"] != FORMAT:

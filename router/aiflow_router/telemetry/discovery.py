@@ -57,6 +57,6 @@ class DiscoveryAtScrape(Collector):
         )
         yield GaugeMetricFamily(
             "aiflow_discovery_held_endpoints",
-            "Endpoints kept though Consul, after trouble, lists them no more.",
+            "Endpoints called though Consul, after trouble, tells bad news of them.",
             value=self._discovery.held,
         )

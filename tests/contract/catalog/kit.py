@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import grpc
 import pytest
@@ -25,7 +25,8 @@ _PROTOCOLS = {"oip": registry_pb2.PROTOCOL_OIP, "grpc": registry_pb2.PROTOCOL_GR
 class Source(Protocol):
     """A place where endpoints are made known; each method returns when it is told, not shown."""
 
-    can_drain: ClassVar[bool]
+    @property
+    def can_drain(self) -> bool: ...
 
     async def put(self, entry: Entry) -> None:
         """The endpoint is there, or is now as `entry` says."""

@@ -11,6 +11,7 @@ from contract.catalog.kit import Source, changed, comes_to, router_of, status_of
 from fixtures.consul import Agent
 from integration.router.kit import Backend, Mesh, Seen, backend, infer, until
 
+from aiflow_router.catalog.endpoint import Endpoint
 from aiflow_sdk.consul_entry import Entry
 
 
@@ -106,14 +107,13 @@ async def test_an_endpoint_that_drains_finishes_what_it_began(kind: str, consul:
         await context.write(message)
 
     async with backend(ModelInfer=slow) as server, router_of(kind, consul) as (mesh, source):
-        models = lambda: mesh.router.view.snapshot.models  # noqa: E731 - it is another each time
         await source.put(entry(server, "m"))
-        await until(lambda: "m" in models())
+        await until(lambda: "m" in mesh.router.view.snapshot.models)
         method = mesh.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         began = method(infer("m"), timeout=10)
         await until(lambda: bool(server.seen))
         await source.drain(entry(server, "m"))
-        await until(lambda: not models()["m"])
+        await until(lambda: not mesh.router.view.snapshot.models["m"])
         release.set()
         assert await began == infer("m")
 
@@ -132,11 +132,12 @@ async def test_an_endpoint_may_change_all_else_that_it_says(here: Here) -> None:
     await here.source.put(item)
     await comes_to(here.mesh, "m", "OK")
     await here.source.put(changed(item, weight=7, zone="b", version="1.2", device="gpu:0"))
-    key = (item.backend, item.address)
-    entries = lambda: here.mesh.router.view.snapshot.entries  # noqa: E731 - it is another each time
-    await until(lambda: entries()[key].endpoint.weight == 7)
-    found = entries()[key].endpoint
-    assert (found.zone, found.version, found.device) == ("b", "1.2", "gpu:0")
+
+    def found() -> Endpoint:
+        return here.mesh.router.view.snapshot.entries[item.backend, item.address].endpoint
+
+    await until(lambda: found().weight == 7)
+    assert (found().zone, found().version, found().device) == ("b", "1.2", "gpu:0")
 
 
 async def test_an_endpoint_that_is_told_twice_is_there_once(here: Here) -> None:

@@ -52,7 +52,8 @@ async def check(agent: Agent, item: Entry, status: str) -> None:
 def discovery(
     address: str, *, wait: str = "500ms", grace: str = "60s", more: str = "", rest: str = ""
 ) -> str:
-    return f"discovery: {{consul: {{address: '{address}', wait: {wait}, grace: {grace}{more}}}{rest}}}\n"
+    consul = f"{{address: '{address}', wait: {wait}, grace: {grace}{more}}}"
+    return f"discovery: {{consul: {consul}{rest}}}\n"
 
 
 @dataclass

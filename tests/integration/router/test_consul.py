@@ -29,10 +29,13 @@ async def test_what_checks_and_maintenance_say_is_the_endpoints_state(consul: Ag
     async with backend() as server, mesh(discovery(consul.address)) as running:
         item = entry(server.address, "checked", backend="checked")
         key = (item.backend, item.address)
-        entries = lambda: running.router.view.snapshot.entries  # noqa: E731 - another each time
 
-        async def becomes(state: State) -> None:
-            await until(lambda: key in entries() and entries()[key].state is state)
+        def state() -> State | None:
+            found = running.router.view.snapshot.entries.get(key)
+            return None if found is None else found.state
+
+        async def becomes(expected: State) -> None:
+            await until(lambda: state() is expected)
 
         await register(consul, item, status="critical")
         await becomes(State.UNHEALTHY)
@@ -46,7 +49,7 @@ async def test_what_checks_and_maintenance_say_is_the_endpoints_state(consul: Ag
         await check(consul, item, "warning")
         await becomes(State.READY)
         await deregister(consul, item)
-        await until(lambda: key not in entries())
+        await until(lambda: state() is None)
 
 
 async def test_what_is_not_ours_is_not_looked_at(consul: Agent) -> None:
@@ -96,11 +99,11 @@ async def test_more_backends_than_connections_take_turns(consul: Agent) -> None:
             await register(consul, item)
         config = discovery(consul.address, wait="300ms", more=", max_connections: 3")
         async with mesh(config) as running:
-            models = lambda: running.router.view.snapshot.models  # noqa: E731 - another each time
-            await until(lambda: all(f"turn-{i}" in models() for i in range(9)))
+            router = running.router
+            await until(lambda: all(f"turn-{i}" in router.view.snapshot.models for i in range(9)))
             began_s = time.monotonic()
             await maintain(consul, items[8])
-            await until(lambda: not models()["turn-8"])
+            await until(lambda: not router.view.snapshot.models["turn-8"])
             assert time.monotonic() - began_s < 5
         for item in items:
             await deregister(consul, item)
@@ -143,7 +146,7 @@ async def test_the_last_view_is_on_disk_and_replaced_in_one_step(
     document = json.loads(file.read_bytes())
     assert document["source"] == consul.address
     assert [found["models"] for found in document["endpoints"]] == [["kept"]]
-    assert [path.name for path in tmp_path.iterdir()] == ["last.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.json"]  # noqa: ASYNC240 - at once
     await deregister(consul, item)
 
 

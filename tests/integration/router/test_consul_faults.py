@@ -19,12 +19,19 @@ from integration.router.consul_kit import (
 from integration.router.kit import Mesh, backend, mesh, until
 
 from aiflow_router.catalog import consul_watch
-from aiflow_router.catalog.endpoint import State
+from aiflow_sdk.consul_entry import Entry
 
 
 def models(running: Mesh) -> dict[str, int]:
     """How many endpoints take calls, by model."""
     return {name: len(keys) for name, keys in running.router.view.snapshot.models.items()}
+
+
+async def reported(running: Mesh, name: str, value: object) -> None:
+    """Returns when /readyz says so."""
+    async with asyncio.timeout(10):
+        while (await report(running))[1][name] != value:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.02)
 
 
 async def report(running: Mesh) -> tuple[int, dict[str, object]]:
@@ -56,7 +63,7 @@ async def test_consul_stops_and_comes_back_empty_and_no_call_fails(
             await asyncio.to_thread(agent.start)
             # Empty: both are held. One registers again, the other never does.
             await until(lambda: running.router.view.age_s() < 0.5, within_s=10)
-            await until(lambda: "aiflow_discovery_held" in str(models(running)) or True)
+            await reported(running, "held", 2)
             await register(agent, entry(one.address, "m", version="2"))
             await made.more()
             assert models(running)["m"] == 2
@@ -107,6 +114,40 @@ async def test_consul_answers_500_and_then_well_again(start_consul: StartAgent) 
             await until(lambda: "n" in models(running), within_s=12)
         assert made.failed == []
         assert 'aiflow_discovery_errors_total{kind="failed"}' in await running.metrics()
+
+
+async def test_checks_that_failed_while_consul_was_away_count_after_the_grace(
+    start_consul: StartAgent,
+) -> None:
+    agent = start_consul()
+    async with (
+        backend() as server,
+        proxying(agent.address) as proxy,
+        mesh(discovery(proxy.address, wait="200ms", grace="3s")) as running,
+    ):
+        item = entry(server.address, "m")
+        await register(agent, item)
+        await until(lambda: models(running).get("m") == 1)
+        async with traffic(running.channel) as made:
+            proxy.status = 500
+            await reported(running, "watches", 2)
+            await until(lambda: running.router.view.age_s() > 0.7)
+            await check(agent, item, "critical")
+            proxy.status = None
+            await reported(running, "held", 1)
+            await check(agent, item, "passing")
+            await reported(running, "held", 0)
+            await check(agent, item, "critical")
+            await reported(running, "held", 1)
+            await made.more()
+        assert made.failed == []
+        await until(lambda: models(running)["m"] == 0)
+        await reported(running, "held", 0)
+        # Nothing is in doubt any more: what is told counts at once.
+        await check(agent, item, "passing")
+        await until(lambda: models(running)["m"] == 1)
+        await check(agent, item, "critical")
+        await until(lambda: models(running)["m"] == 0, within_s=1)
 
 
 async def test_an_index_that_goes_backwards_starts_anew_and_loses_nothing(
@@ -212,10 +253,7 @@ async def test_hundreds_of_backends_that_flap_keep_nobody_busy(start_consul: Sta
             assert len(proxy.asked_at_s) <= limit
             await made.more()
         assert made.failed == []
-        ready = lambda: sum(  # noqa: E731 - the snapshot is another each time
-            item.state is State.READY for item in running.router.view.snapshot.entries.values()
-        )
-        await until(lambda: ready() == 501, within_s=15)
+        await until(lambda: sum(models(running).values()) == 501, within_s=15)
 
 
 async def test_when_consul_returns_not_all_watches_ask_it_at_once(
@@ -227,12 +265,7 @@ async def test_when_consul_returns_not_all_watches_ask_it_at_once(
         proxying(agent.address) as proxy,
         mesh(discovery(proxy.address, wait="5s")) as running,
     ):
-        await asyncio.gather(
-            *(
-                register(agent, entry(server.address, f"h{i}", backend=f"herd-{i}"))
-                for i in range(60)
-            )
-        )
+        await asyncio.gather(*(register(agent, item) for item in _herd(server.address)))
         await until(lambda: len(models(running)) == 60)
         proxy.status = 500
         # Each watch is told so when its question ends.
@@ -246,7 +279,7 @@ async def test_when_consul_returns_not_all_watches_ask_it_at_once(
         assert together < 40, f"{together} of {len(asked_s)} questions within 0.2 s"
 
 
-def _herd(address: str) -> list[entry]:
+def _herd(address: str) -> list[Entry]:
     return [entry(address, f"h{i}", backend=f"herd-{i}") for i in range(60)]
 
 

@@ -27,6 +27,28 @@ def test_the_projects_own_file_is_valid() -> None:
     assert config.listen == Config().listen
 
 
+def test_consul_may_be_asked_with_all_there_is_and_beside_a_list() -> None:
+    config = parse(
+        """
+        zone: a
+        discovery:
+          consul:
+            address: https://consul.lan:8501
+            token_file: /run/secrets/consul
+            datacenter:
+            ca: ca.pem
+            wait: 5s
+            last_known: last.json
+          static: [{backend: b, address: 'h:1', protocol: oip, models: [m]}]
+        """
+    )
+    assert config.discovery.consul is not None
+    settings = config.discovery.consul.settings()
+    assert (settings.wait_s, settings.grace_s, settings.datacenter) == (5.0, 60.0, "")
+    assert settings.name() == "https://consul.lan:8501"
+    assert parse(printed(config)) == config
+
+
 def test_an_empty_file_means_the_defaults() -> None:
     assert parse("") == Config()
     assert Config().discovery.embedded is not None
@@ -50,8 +72,24 @@ def test_an_empty_file_means_the_defaults() -> None:
             id="a split is not yet there",
         ),
         pytest.param(
-            "discovery: {consul: {}}", "f:1:13: unknown key `discovery.consul`", id="no Consul yet"
+            "discovery: {consul: {adress: x}}", "did you mean `address`?", id="a key of Consul"
         ),
+        pytest.param(
+            "discovery: {consul: {address: 'h:8500'}}", "must begin with http://", id="no scheme"
+        ),
+        pytest.param(
+            "discovery: {consul: {}, embedded: {}}", "exclude each other", id="two registries"
+        ),
+        pytest.param(
+            "discovery: {consul: {cert: a.pem}}", "belong together", id="a certificate alone"
+        ),
+        pytest.param(
+            "discovery: {consul: {ca: a.pem}}",
+            "`ca` has no effect with http://127.0.0.1:8500: write https://",
+            id="a certificate for a connection without any",
+        ),
+        pytest.param("discovery: {consul: {wait: 10m}}", "50ms to 5m", id="a wait without end"),
+        pytest.param("discovery: {}", "name a source of endpoints", id="no source of endpoints"),
         pytest.param("listen: {grpc: 7600}", "f:1:10: listen.grpc", id="a number for an address"),
         pytest.param("listen: {grpc: 'h:70000'}", "port 70000", id="a port out of range"),
         pytest.param("listen: {workers: 0}", "greater than or equal to 1", id="no workers"),

@@ -1,0 +1,50 @@
+"""deploy/alerts.yml: its rules are ones of Prometheus, about metrics that a router has."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fixtures.consul import Agent
+from integration.router.consul_kit import discovery, entry, register
+from integration.router.kit import backend, mesh, until
+from prometheus_client.parser import text_string_to_metric_families
+
+FILE = Path(__file__).parents[3] / "deploy" / "alerts.yml"
+
+
+def rules() -> list[dict[str, Any]]:
+    document = yaml.safe_load(FILE.read_text())
+    return [rule for group in document["groups"] for rule in group["rules"]]
+
+
+async def test_every_metric_and_label_of_an_alert_exists(consul: Agent) -> None:
+    named = {name for rule in rules() for name in re.findall(r"aiflow_\w+", rule["expr"])}
+    async with backend() as server, mesh(discovery(consul.address)) as running:
+        await register(consul, entry(server.address, "alerts", backend="alerts"))
+        await until(lambda: "alerts" in running.router.view.snapshot.models)
+        wrong = {"Name": "odd-alerts", "Port": 1, "Tags": ["aiflow"]}
+        consul.ask("PUT", "/v1/agent/service/register", wrong)
+        families = list(text_string_to_metric_families(await running.metrics()))
+        for service in ("alerts@" + server.address, "odd-alerts"):
+            consul.ask("PUT", f"/v1/agent/service/deregister/{service}")
+    there = {family.name for family in families}
+    there |= {f"{family.name}_total" for family in families if family.type == "counter"}
+    assert named <= there
+    assert len(named) >= 5
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_a_rule_says_what_is_wrong_and_how_bad_it_is(rule: dict[str, Any]) -> None:
+    assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+    assert re.fullmatch(r"AIFlow[A-Z]\w+", rule["alert"])
+    assert rule["labels"]["severity"] in {"warning", "critical"}
+    assert set(rule["annotations"]) == {"summary", "description"}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on PATH")
+def test_prometheus_takes_the_file() -> None:
+    subprocess.run(["promtool", "check", "rules", str(FILE)], check=True)
