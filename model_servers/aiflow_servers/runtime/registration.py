@@ -163,6 +163,10 @@ class Registration:
         renew_s = await self._registrar.renew(draining=draining)
         if renew_s is None:
             self._held = False
+            _log.warning(
+                "forgotten by the registry: it restarted, or could not reach the endpoint",
+                **self._names(),
+            )
         else:
             self._reached(RegistrationState.DRAINING if draining else RegistrationState.REGISTERED)
         return renew_s

@@ -69,7 +69,7 @@ def test_json_logs_are_shown_readably(line: str, shown: str) -> None:
     assert up._readable(line) == shown
 
 
-@pytest.mark.parametrize(("expires_in_s", "shown"), [(1.84, "1.8 s"), (0.0, "static")])
+@pytest.mark.parametrize(("expires_in_s", "shown"), [(1.84, "1.8 s"), (0.0, "none")])
 def test_an_endpoint_without_a_lease_is_not_about_to_expire(
     expires_in_s: float, shown: str
 ) -> None:
