@@ -80,10 +80,10 @@ def test_everything_is_registered_at_consul_is_called_and_stops_with_one_signal(
             assert (imaging.backend, imaging.state, imaging.device) == ("imaging", "READY", "cpu")
             assert imaging.version
             assert imaging.expires_in_s == 0
-            reply = client.call(
-                imaging_pb2_grpc.ImagingServiceStub(client.channel()).ComposeContactSheet,
-                imaging_pb2.ComposeContactSheetRequest(tiles=[{"image": {"data": picture()}}]),
-            )
+            request = imaging_pb2.ComposeContactSheetRequest()
+            request.tiles.add().image.data = picture()
+            stub = imaging_pb2_grpc.ImagingServiceStub(client.channel())
+            reply = client.call(stub.ComposeContactSheet, request)
             assert reply.message.image.data
             assert reply.served_by.endswith(f"@{imaging.address}")
         process.send_signal(signal.SIGINT)

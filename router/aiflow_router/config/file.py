@@ -181,6 +181,7 @@ def with_discovery(
         source = "consul" if discovery.consul is not None else "embedded"
         if source == "embedded":
             return config
+    changed: dict[str, Embedded | Consul | None]
     if source == "embedded":
         changed = {"embedded": discovery.embedded or Embedded(), "consul": None}
     else:

@@ -146,7 +146,7 @@ class Served:
     address: str
     health: health.aio.HealthServicer
 
-    async def says(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    async def says(self, status: int) -> None:
         await self.health.set("", status)
 
 
