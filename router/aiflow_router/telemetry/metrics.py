@@ -9,7 +9,7 @@ call nothing.
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -17,7 +17,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -25,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
+from aiflow_router.telemetry.histograms import Histograms
 
 T = TypeVar("T")
 
@@ -105,18 +105,16 @@ class Metrics:
             ("tenant", "model", "code"),
             registry=self.registry,
         )
-        duration = Histogram(
+        duration = self._histograms(
             "aiflow_request_duration_seconds",
             "Time from a call's arrival to its end.",
-            ("model",),
-            buckets=_DURATION_BUCKETS_S,
-            registry=self.registry,
+            _DURATION_BUCKETS_S,
+            label="model",
         )
-        overhead = Histogram(
+        overhead = self._histograms(
             "aiflow_overhead_seconds",
             "Time a unary call spent in the router alone.",
-            buckets=_OVERHEAD_BUCKETS_S,
-            registry=self.registry,
+            _OVERHEAD_BUCKETS_S,
         )
         attempts = Counter(
             "aiflow_attempts",
@@ -136,12 +134,11 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
-        queue_wait = Histogram(
+        queue_wait = self._histograms(
             "aiflow_queue_wait_seconds",
             "Time that calls which had to wait for their turn waited, those that got in.",
-            ("model",),
-            buckets=_DURATION_BUCKETS_S,
-            registry=self.registry,
+            _DURATION_BUCKETS_S,
+            label="model",
         )
         ejections = Counter(
             "aiflow_ejections",
@@ -174,9 +171,16 @@ class Metrics:
         self.ejected = _cached(lambda *labels: ejections.labels(*labels).inc)
         self.would_eject = _cached(lambda *labels: would_eject.labels(*labels).inc)
         self.checked = _cached(lambda *labels: checks.labels(*labels).inc)
-        self.overhead = overhead.observe
+        self.overhead = overhead.labels().observe
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
+
+    def _histograms(
+        self, name: str, text: str, bounds_s: Sequence[float], *, label: str = ""
+    ) -> Histograms:
+        found = Histograms(name, text, bounds_s, label=label)
+        self.registry.register(found)
+        return found
 
     def watch(self, catalogued: Catalogued, *, undescribed: Callable[[], int]) -> None:
         self.registry.register(_AtScrape(catalogued))
