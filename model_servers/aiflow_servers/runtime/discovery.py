@@ -22,6 +22,8 @@ _ONLY: dict[Discovery, dict[str, str]] = {
     "embedded": {"router": "--router", "api_key": "--api-key"},
     "consul": {"consul": "--consul", "consul_token_file": "--consul-token-file"},
 }
+# Options that say something about any.
+_ANYWHERE = {"discovery": "--discovery", "zone": "--zone", "weight": "--weight"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,7 +82,7 @@ def registers(command: F) -> F:
 def _check(discovery: Discovery, *, standalone: bool) -> None:
     """Refuses what would have no effect; the environment is set for many and may be idle."""
     if standalone:
-        for name, option in {"discovery": "--discovery", **_ONLY["consul"]}.items():
+        for name, option in (_ANYWHERE | _ONLY["embedded"] | _ONLY["consul"]).items():
             if _typed(name):
                 raise click.UsageError(
                     f"{option} has no effect with --standalone, which registers nowhere: leave out"
