@@ -125,8 +125,9 @@ class Book:
         del self.heard_at_s[path]
         self._well(path)
 
-    def answered(self, path: str) -> None:
-        self.heard_at_s[path] = self.clock()
+    def answered(self, path: str, *, ago_s: float = 0.0) -> None:
+        """What was told was true so long ago, as far as the server that answered knows."""
+        self.heard_at_s[path] = self.clock() - ago_s
         self._well(path)
 
     def failed(self, path: str, error: ConsulError) -> None:
@@ -243,7 +244,7 @@ class Watch:
             self._take(answer.body)
             self._digest = digest
         self._index = next_index(self._index, answer.index)
-        book.answered(self._path)
+        book.answered(self._path, ago_s=answer.last_contact_s)
 
     async def _ask(self) -> Answer:
         asking = self._asking

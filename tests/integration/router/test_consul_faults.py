@@ -178,6 +178,27 @@ async def test_an_index_that_goes_backwards_starts_anew_and_loses_nothing(
         assert 'errors_total{kind="index_backwards"}' in await running.metrics()
 
 
+async def test_a_server_that_knows_no_leader_is_not_believed(start_consul: StartAgent) -> None:
+    agent = start_consul()
+    async with (
+        backend() as server,
+        proxying(agent.address) as proxy,
+        mesh(discovery(proxy.address, wait="200ms")) as running,
+    ):
+        item = entry(server.address, "m")
+        await register(agent, item)
+        await until(lambda: models(running).get("m") == 1)
+        proxy.leader = False
+        async with traffic(running.channel) as made:
+            await maintain(agent, item)
+            await until(lambda: running.router.view.age_s() > 0.7)
+            await made.more()
+            assert "knows no leader" in str((await report(running))[1]["failing"])
+        assert made.failed == []
+        proxy.leader = True
+        await until(lambda: models(running)["m"] == 0, within_s=10)
+
+
 async def test_a_token_that_is_revoked_leaves_the_view_as_it_is(
     start_consul: StartAgent, tmp_path: Path
 ) -> None:

@@ -106,6 +106,8 @@ def test_the_view_is_as_old_as_its_oldest_part() -> None:
     told.now_s += 10
     book.answered("list")
     assert book.age_s() == 13
+    book.answered("a", ago_s=2)  # By a server that had not heard of its leader for so long.
+    assert book.age_s() == 2
     book.answered("a")
     assert book.age_s() == 0
     told.now_s += 1
