@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload soak protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload bench-discovery soak protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,8 @@ $(READY): pyproject.toml deploy/constraints.txt
 demo: $(READY) ## run two flows on real photos and show where the pictures are
 	@$(BIN)/python examples/demo.py --out $(OUT)
 
-up: $(READY) ## serve the whole mesh until Ctrl-C
-	@$(BIN)/aiflow up
+up: $(READY) ## serve the whole mesh until Ctrl-C; DISCOVERY=consul starts and uses an agent
+	@$(BIN)/aiflow up $(if $(DISCOVERY),--discovery $(DISCOVERY))
 
 test: fetch ## run every test
 	$(BIN)/pytest
@@ -56,6 +56,9 @@ bench-balance: fetch ## measure what batch_aware saves on three Tritons
 
 bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs them where it can)
 	$(BIN)/python benchmarks/router.py
+
+bench-discovery: $(READY) ## measure how soon Consul's news reaches callers, over 50 rounds
+	$(BIN)/python benchmarks/discovery.py
 
 bench-overload: $(READY) ## measure what a limit saves of an overloaded backend
 	$(BIN)/python benchmarks/overload.py

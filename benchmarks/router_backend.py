@@ -17,13 +17,11 @@ from aiflow.geometry.v1 import geometry_pb2
 
 TYPED = geometry_pb2.DESCRIPTOR.services_by_name["GeometryService"].full_name
 SLOW_S = 5.0
-
-
 SLOW = "slow"
 _TO_SLOW = b"\n\x04" + SLOW.encode()  # How a request begins that names it.
 
 
-class _Echo(grpc.GenericRpcHandler):
+class Echo(grpc.GenericRpcHandler):
     """Answers with what it gets; method Slow and model SLOW late, method Fail with an error."""
 
     def __init__(self) -> None:
@@ -60,7 +58,7 @@ class _Echo(grpc.GenericRpcHandler):
 async def main() -> None:
     server = grpc.aio.server(options=OPTIONS)
     reflection.enable_server_reflection((TYPED,), server)
-    server.add_generic_rpc_handlers((_Echo(),))
+    server.add_generic_rpc_handlers((Echo(),))
     host = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
     port = server.add_insecure_port(f"{host}:0")
     await server.start()

@@ -102,7 +102,7 @@ def running_mesh(router: str | None) -> Iterator[str]:
         return
     console.print("[bold]1. Starting the mesh[/] (router, Triton, CPU servers)")
     started = time.monotonic()
-    with mesh(say=say, grpc="127.0.0.1:0", http="127.0.0.1:0") as running:
+    with mesh(say=say, grpc="127.0.0.1:0", http="127.0.0.1:0", discovery="embedded") as running:
         console.print(
             f"   up in {time.monotonic() - started:.1f} s: {', '.join(running.models)};"
             f" {', '.join(service.rpartition('.')[2] for service in running.services)}"

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from aiflow_router.config.config import Config
@@ -45,7 +46,37 @@ _FORCED_EXIT = 130
     show_envvar=True,
     help="Address for /healthz, /readyz and /metrics. Default: listen.http, else 127.0.0.1:7601.",
 )
-def router(path: Path | None, grpc_address: str | None, http_address: str | None) -> None:
+@click.option(
+    "--discovery",
+    type=click.Choice(["embedded", "consul"]),
+    envvar="AIFLOW_DISCOVERY",
+    show_envvar=True,
+    help="Where endpoints come from beside those that are listed: servers that register here, or "
+    "Consul. Default: what discovery names, else embedded.",
+)
+@click.option(
+    "--consul",
+    metavar="URL",
+    envvar="AIFLOW_CONSUL",
+    show_envvar=True,
+    help="The Consul agent. Default: discovery.consul.address, else http://127.0.0.1:8500.",
+)
+@click.option(
+    "--consul-token-file",
+    type=click.Path(dir_okay=False),
+    envvar="AIFLOW_CONSUL_TOKEN_FILE",
+    show_envvar=True,
+    help="File with an ACL token. Default: discovery.consul.token_file.",
+)
+def router(
+    *,
+    path: Path | None,
+    grpc_address: str | None,
+    http_address: str | None,
+    discovery: Literal["embedded", "consul"] | None,
+    consul: str | None,
+    consul_token_file: str | None,
+) -> None:
     """Run the router until SIGTERM or Ctrl-C.
 
     It takes calls for every registered model and service at one address. When it listens it prints
@@ -59,8 +90,13 @@ def router(path: Path | None, grpc_address: str | None, http_address: str | None
     from aiflow_sdk import logs  # noqa: PLC0415 - `--help` stays fast
 
     logs.configure()
-    read = partial(_read, path, grpc_address=grpc_address, http_address=http_address)
-    problem = asyncio.run(_run(_configured(read), read))
+    listen = {"grpc": grpc_address, "http": http_address}
+    asked = {"address": consul, "token_file": consul_token_file}
+    read = partial(_read, path, listen=listen, discovery=discovery, consul=asked)
+    config = _configured(read)
+    if config.discovery.consul is None:
+        _check_no_consul()
+    problem = asyncio.run(_run(config, read))
     if problem:
         raise click.ClickException(problem)
 
@@ -83,20 +119,37 @@ def check(file: Path) -> None:
     click.echo(config_file.printed(config))
 
 
-def _read(path: Path | None, *, grpc_address: str | None, http_address: str | None) -> Config:
+def _check_no_consul() -> None:
+    """Refuses what would have no effect; the environment is set for many and may be idle."""
+    for name, option in (("consul", "--consul"), ("consul_token_file", "--consul-token-file")):
+        source = click.get_current_context().get_parameter_source(name)
+        if source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{option} has no effect, for endpoints do not come from Consul: add --discovery "
+                "consul, or `consul: {}` under discovery in the configuration"
+            )
+
+
+def _read(
+    path: Path | None,
+    *,
+    listen: Mapping[str, str | None],
+    discovery: Literal["embedded", "consul"] | None,
+    consul: Mapping[str, str | None],
+) -> Config:
     """The file with the flags on top. Raises ConfigError."""
     from aiflow_router.config import file as config_file  # noqa: PLC0415 - `--help` stays fast
     from aiflow_router.config.config import Config  # noqa: PLC0415 - as above
 
     if path is None and Path(config_file.DEFAULT_FILE).is_file():
         path = Path(config_file.DEFAULT_FILE)
-    given = {
-        name: value
-        for name, value in (("grpc", grpc_address), ("http", http_address))
-        if value is not None
-    }
     config = Config() if path is None else config_file.load(path)
-    return config_file.with_listen(config, given)
+    config = config_file.with_listen(config, _given(listen))
+    return config_file.with_discovery(config, discovery, _given(consul))
+
+
+def _given(values: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _configured(read: Callable[[], Config]) -> Config:
@@ -115,19 +168,23 @@ async def _run(config: Config, read: Callable[[], Config]) -> str:
     from aiflow_router.config import file as config_file  # noqa: PLC0415 - as above
 
     structlog.get_logger(__name__).info("configured", config=config_file.plain(config))
+    consul = config.discovery.consul
+    listening = partial(_say_listening, "" if consul is None else consul.address)
     if config.listen.workers == 1:
-        return await _one_process(config)
+        return await _one_process(config, listening)
     from aiflow_router.processes.supervisor import supervise  # noqa: PLC0415 - as above
 
-    return await supervise(config, read=read, listening=_say_listening)
+    return await supervise(config, read=read, listening=listening)
 
 
-def _say_listening(grpc: str, http: str) -> None:
-    line = json.dumps({"event": "listening", "grpc": grpc, "http": http})
+def _say_listening(consul: str, grpc: str, http: str) -> None:
+    """Where it listens, and where servers register if that is not here."""
+    said = {"event": "listening", "grpc": grpc, "http": http}
+    line = json.dumps(said | ({"consul": consul} if consul else {}))
     print(line, flush=True)  # noqa: T201 - read by whoever started us
 
 
-async def _one_process(config: Config) -> str:
+async def _one_process(config: Config, listening: Callable[[str, str], None]) -> str:
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
     from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
@@ -153,7 +210,7 @@ async def _one_process(config: Config) -> str:
     )
     try:
         async with serving(config) as running:
-            _say_listening(running.grpc_address, running.http_address)
+            listening(running.grpc_address, running.http_address)
             with kept_short():
                 await stop.wait()
                 await running.drain()

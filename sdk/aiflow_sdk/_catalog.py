@@ -41,7 +41,7 @@ class Endpoint:
     inflight: int
     """Calls this router has in flight to it."""
     expires_in_s: float
-    """Time to the expiry of its lease unless it is renewed; 0 without one, by configuration."""
+    """Time to the expiry of its lease unless it is renewed; 0 without one: listed, or in Consul."""
 
 
 def to_endpoints(response: registry_pb2.ListEndpointsResponse) -> tuple[Endpoint, ...]:

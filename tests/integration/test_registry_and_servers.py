@@ -13,6 +13,7 @@ from integration.runtime.poll import until
 
 from aiflow_router.config.file import parse
 from aiflow_router.main import serving as serving_router
+from aiflow_router.running import Router
 from aiflow_sdk import AsyncClient
 from aiflow_sdk.errors import (
     BadInputError,
@@ -20,6 +21,7 @@ from aiflow_sdk.errors import (
     DeadlineExceededError,
     NoEndpointError,
 )
+from aiflow_servers.runtime.lease_registrar import LeaseRegistrar
 from aiflow_servers.runtime.server import Running
 from aiflow_servers.runtime.server import serving as serving_server
 
@@ -29,11 +31,15 @@ async def routed() -> AsyncIterator[tuple[Running, AsyncClient]]:
     """A router, a server that registered itself there, and a client of the router."""
     async with (
         serving_router(parse(ANY_PORT)) as router,
-        serving_server(SERVER, router=router.grpc_address, workers=1, grace_s=0.0) as server,
+        serving_server(SERVER, registrar=at(router), workers=1, grace_s=0.0) as server,
         AsyncClient(router.grpc_address) as client,
     ):
         await client.wait_ready(services=[SERVICE])
         yield server, client
+
+
+def at(router: Router) -> LeaseRegistrar:
+    return LeaseRegistrar(router=router.grpc_address)
 
 
 def method(client: AsyncClient, name: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
@@ -83,7 +89,7 @@ async def test_a_server_that_leaves_is_out_at_once() -> None:
         serving_router(parse(ANY_PORT)) as router,
         AsyncClient(router.grpc_address) as client,
     ):
-        async with serving_server(SERVER, router=router.grpc_address, workers=1, grace_s=0.0):
+        async with serving_server(SERVER, registrar=at(router), workers=1, grace_s=0.0):
             await client.wait_ready(services=[SERVICE])
         assert await client.endpoints() == ()
         with pytest.raises(NoEndpointError) as caught:

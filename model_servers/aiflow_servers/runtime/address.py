@@ -27,22 +27,28 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def advertised(*, host: str, port: int, router: str) -> str:
-    """The address at which `router` can reach a server that listens at `host` and `port`.
+def advertised(*, host: str, port: int, caller: str | None) -> str:
+    """The address at which `caller` can reach a server that listens at `host` and `port`.
 
-    A server that listens on every interface is reached at the one that faces the router.
+    A server that listens on every interface is reached at the one that faces the caller, a
+    "host:port"; None where it is not known.
 
     Raises:
         AddressError: there is no way to tell; the operator must say it.
     """
     if not _unspecified(host):
         return join(host, port)
+    if caller is None:
+        raise AddressError(
+            f"listening on every interface ({join(host, port)}), and which of them the routers that"
+            f" ask Consul can reach is not known: say --advertise HOST:{port}"
+        )
     try:
-        return join(_local_address_towards(*split(router)), port)
+        return join(_local_address_towards(*split(caller)), port)
     except OSError as error:
         raise AddressError(
             f"listening on every interface ({join(host, port)}), and which of them the router"
-            f" {router} can reach is not known ({error}): say --advertise HOST:{port}"
+            f" {caller} can reach is not known ({error}): say --advertise HOST:{port}"
         ) from error
 
 

@@ -14,8 +14,10 @@ import click
 import structlog
 
 from aiflow_sdk import logs
+from aiflow_servers.runtime.discovery import registers
 
 if TYPE_CHECKING:  # what the `servers` extra brings is imported when a server is really run
+    from aiflow_servers.runtime.registrar import Registrar
     from aiflow_servers.runtime.server import Server
 
 _GROUP = "aiflow.servers"
@@ -36,6 +38,7 @@ _log = structlog.get_logger(__name__)
     \b
       aiflow serve imaging
       aiflow serve imaging --listen 0.0.0.0:7700 --http 0.0.0.0:7701 --router mesh:7600
+      aiflow serve imaging --discovery consul --zone a
       aiflow serve imaging --standalone --listen 127.0.0.1:7700
     """
 )
@@ -47,28 +50,23 @@ _log = structlog.get_logger(__name__)
 @click.option("--advertise", metavar="HOST:PORT",
               help="Address under which the router reaches this server. Needed behind NAT or a "
                    "port mapping; otherwise found by itself.")  # fmt: skip
-@click.option("--router", default="127.0.0.1:7600", show_default=True, metavar="HOST:PORT",
-              envvar="AIFLOW_ROUTER", show_envvar=True,
-              help="Where to register.")  # fmt: skip
-@click.option("--standalone", is_flag=True, help="Register nowhere.")
-@click.option("--api-key", envvar="AIFLOW_API_KEY", show_envvar=True, metavar="KEY",
-              help="Key for the router. Other users of this machine can read it on the command "
-                   "line, so prefer the variable.")  # fmt: skip
+@registers
+@click.option("--server-version", "version", metavar="TEXT",
+              help="Version told to the router.  [default: that of its distribution]")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True,
+              help="What it computes on, told to the router, such as gpu:0.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 1024), metavar="N",
               help="Worker processes.  [default: one per core]")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(0), default=64, show_default=True, metavar="N",
               help="Jobs that may wait for a worker before the next is refused.")  # fmt: skip
 @click.option("--recycle-after", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Replace a worker process after N jobs; 0 for never.")  # fmt: skip
-@click.option("--zone", default="", help="Failure zone told to the router.")
-@click.option("--weight", type=click.IntRange(1, 1000), default=1, show_default=True, metavar="N",
-              help="Relative share of calls.")  # fmt: skip
 @click.option("--max-call", type=click.FloatRange(0, min_open=True), default=60.0,
               show_default=True, metavar="SECONDS",
               help="Cap on any call, and the deadline of one without.")  # fmt: skip
 @click.option("--grace", type=click.FloatRange(0), default=0.5, show_default=True,
               metavar="SECONDS",
-              help="How long calls may still arrive after deregistering.")  # fmt: skip
+              help="How long calls may still arrive after saying that it drains.")  # fmt: skip
 @click.option("--drain", type=click.FloatRange(0), default=30.0, show_default=True,
               metavar="SECONDS",
               help="How long calls in flight may take to finish.")  # fmt: skip
@@ -80,8 +78,8 @@ def serve(
     name: str,
     *,
     listen: str,
-    standalone: bool,
-    router: str,
+    registrar: Registrar | None,
+    version: str | None,
     recycle_after: int,
     max_call: float,
     grace: float,
@@ -90,28 +88,29 @@ def serve(
     log_format: logs.LogFormat | None,
     **options: Any,
 ) -> None:
-    """Run the CPU server NAME and register it at the router.
+    """Run the CPU server NAME and register it at the router, or at Consul.
 
-    Its work is done in worker processes, one per core. While the router is away the server keeps
-    serving and goes on trying to register.
+    Its work is done in worker processes, one per core. While the router or Consul is away the
+    server keeps serving and goes on trying to register.
     """
     logs.configure(format=log_format, level=log_level)
-    server = _server(name)
+    server, distributed = _server(name)
     options |= {
         "address": listen,
-        "router": None if standalone else router,
+        "registrar": registrar,
+        "version": distributed if version is None else version,
         "recycle_after_jobs": recycle_after,
         "max_call_s": max_call,
         "grace_s": grace,
         "drain_s": drain,
     }
-    shown = {key: value for key, value in options.items() if key != "api_key"}
+    shown = options | {"registrar": registrar.address if registrar else None}
     _log.info("starting", server=server.name, **shown)
     asyncio.run(_serve(server, options))
 
 
-def _server(name: str) -> Server:
-    """The server that an installed distribution has under `name`."""
+def _server(name: str) -> tuple[Server, str]:
+    """The server that an installed distribution has under `name`, and that one's version."""
     found = metadata.entry_points(group=_GROUP)
     if name not in found.names:
         near = difflib.get_close_matches(name, found.names, n=3, cutoff=0.4)
@@ -124,7 +123,7 @@ def _server(name: str) -> Server:
         server: Server = entry.load()
     except ModuleNotFoundError as error:
         raise click.ClickException(_what_is_missing(entry, error)) from error
-    return server
+    return server, entry.dist.version if entry.dist else ""
 
 
 def _what_is_missing(entry: metadata.EntryPoint, error: ModuleNotFoundError) -> str:

@@ -19,6 +19,7 @@ from aiflow_servers.runtime import address as addresses
 from aiflow_servers.runtime._worker import WorkerStartError
 from aiflow_servers.runtime.calls import Calls
 from aiflow_servers.runtime.metrics import Metrics
+from aiflow_servers.runtime.registrar import Registrar
 from aiflow_servers.runtime.registration import Registration
 from aiflow_servers.runtime.web import serving_http
 from aiflow_servers.runtime.workers import Workers
@@ -68,9 +69,10 @@ async def serving(
     address: str = "127.0.0.1:0",
     http: str = "127.0.0.1:0",
     advertise: str | None = None,
-    router: str | None = None,
-    api_key: str | None = None,
+    registrar: Registrar | None = None,
     zone: str = "",
+    version: str = "",
+    device: str = "cpu",
     weight: int = 1,
     workers: int | None = None,
     max_queue: int = 64,
@@ -86,15 +88,16 @@ async def serving(
         address: where gRPC listens; port 0 takes a free one.
         http: where health pages and metrics listen.
         advertise: "host:port" under which the router reaches it, where that differs.
-        router: where to register; None for nowhere.
-        api_key: key for the router.
+        registrar: where to register; None for nowhere.
         zone: failure zone told to the router.
+        version: of the server, told to the router.
+        device: what it computes on, told to the router.
         weight: relative share of calls told to the router.
         workers: number of worker processes; one per core by default.
         max_queue: jobs that may wait for a worker before one is refused.
         recycle_after_jobs: a worker process is replaced after this many jobs; 0 for never.
         max_call_s: cap on any call, and the deadline of one that came without.
-        grace_s: after deregistering, how long calls that are on their way may still arrive.
+        grace_s: after saying that it drains, how long calls on their way may still arrive.
         drain_s: how long calls in flight may take to finish.
 
     Raises:
@@ -121,17 +124,18 @@ async def serving(
         await healths.tell()
         await grpc_server.start()
         registration = None
-        if router is not None:
-            registration = Registration(
-                router=router,
-                api_key=api_key,
+        if registrar is not None:
+            endpoint = registry_pb2.Endpoint(
                 backend=server.name,
-                address=_advertised(bound, advertise, router),
+                address=_advertised(bound, advertise, registrar),
                 protocol=registry_pb2.PROTOCOL_GRPC,
                 services=server.services,
                 weight=weight,
                 zone=zone,
+                version=version,
+                device=device,
             )
+            registration = Registration(registrar=registrar, endpoint=endpoint)
         metrics.observe(pool, registration)
         _check_free(http)
         http_address = await stack.enter_async_context(
@@ -148,8 +152,10 @@ async def serving(
         finally:
             await healths.drain()
             if registration is not None:
-                await registration.close()
+                # Shown as draining for as long as calls may be on their way here.
+                await registration.drain()
                 await asyncio.sleep(grace_s)
+                await registration.close()
             await _drain(grpc_server, calls, drain_s)
 
 
@@ -186,12 +192,12 @@ def _check_free(address: str) -> None:
             raise StartError(f"cannot listen on {address}: {error.strerror}") from error
 
 
-def _advertised(bound: str, advertise: str | None, router: str) -> str:
+def _advertised(bound: str, advertise: str | None, registrar: Registrar) -> str:
     if advertise is not None:
         addresses.split(advertise)
         return advertise
     host, port = addresses.split(bound)
-    return addresses.advertised(host=host, port=port, router=router)
+    return addresses.advertised(host=host, port=port, caller=registrar.caller)
 
 
 @asynccontextmanager

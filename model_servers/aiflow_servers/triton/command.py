@@ -15,8 +15,10 @@ import click
 
 from aiflow_sdk import logs
 from aiflow_sdk.errors import AiflowError
+from aiflow_servers.runtime.discovery import registers
 
 if TYPE_CHECKING:  # what the `servers` extra brings is imported when Triton is really run
+    from aiflow_servers.runtime.registrar import Registrar
     from aiflow_servers.triton.process import Launch
 
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # what the `servers` extra brings is imported when Triton is 
     \b
       aiflow triton
       aiflow triton --model detector --router mesh:7600
+      aiflow triton --discovery consul --zone a
       aiflow triton --repository ./models --standalone --grpc-port 8001
     """
 )
@@ -42,12 +45,7 @@ if TYPE_CHECKING:  # what the `servers` extra brings is imported when Triton is 
               help="Folder of models to serve.  [default: AIFlow's own]")  # fmt: skip
 @click.option("--model", "models", multiple=True, metavar="NAME",
               help="Serve only this model; may be repeated.")  # fmt: skip
-@click.option("--router", default="127.0.0.1:7600", show_default=True, metavar="HOST:PORT",
-              envvar="AIFLOW_ROUTER", show_envvar=True, help="Where to register.")  # fmt: skip
-@click.option("--standalone", is_flag=True, help="Register nowhere.")
-@click.option("--api-key", envvar="AIFLOW_API_KEY", show_envvar=True, metavar="KEY",
-              help="Key for the router. Other users of this machine can read it on the command "
-                   "line, so prefer the variable.")  # fmt: skip
+@registers
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Where Triton listens, and under which name the router reaches it.")  # fmt: skip
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, show_default=True,
@@ -67,9 +65,9 @@ def triton(
     *,
     repository: Path | None,
     models: Sequence[str],
-    router: str,
-    standalone: bool,
-    api_key: str | None,
+    registrar: Registrar | None,
+    zone: str,
+    weight: int,
     host: str,
     grpc_port: int,
     metrics_port: int,
@@ -79,7 +77,7 @@ def triton(
     log_level: str,
     log_format: logs.LogFormat | None,
 ) -> None:
-    """Run Triton on this machine and register its models at the router.
+    """Run Triton on this machine and register its models at the router, or at Consul.
 
     A crashed Triton is started again; a model that is not ready is not registered.
     """
@@ -91,7 +89,7 @@ def triton(
                 ports=(host, grpc_port, metrics_port),
             )  # fmt: skip
             if not install_only:
-                asyncio.run(_keep(launch, router=None if standalone else router, api_key=api_key))
+                asyncio.run(_keep(launch, registrar=registrar, zone=zone, weight=weight))
     except AiflowError as error:
         raise click.ClickException(error.message) from error
 
@@ -122,7 +120,7 @@ def _prepare(
     )
 
 
-async def _keep(launch: Launch, *, router: str | None, api_key: str | None) -> None:
+async def _keep(launch: Launch, *, registrar: Registrar | None, zone: str, weight: int) -> None:
     from aiflow_servers.triton.keeper import Keeper  # noqa: PLC0415 - see the top
     from aiflow_servers.triton.process import StartError  # noqa: PLC0415 - see the top
 
@@ -135,7 +133,7 @@ async def _keep(launch: Launch, *, router: str | None, api_key: str | None) -> N
         line |= {"metrics": keeper.metrics_address, "pid": keeper.pid, "log": str(launch.log)}
         print(json.dumps(line), flush=True)  # noqa: T201 - this line is the command's answer
 
-    keeper = Keeper(launch, router=router, api_key=api_key, on_ready=ready)
+    keeper = Keeper(launch, registrar=registrar, zone=zone, weight=weight, on_ready=ready)
     keeping = asyncio.create_task(keeper.run())
     asked = 0
 

@@ -13,6 +13,7 @@ import structlog
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_sdk.command.processes import Backoff
+from aiflow_servers.runtime.registrar import Registrar
 from aiflow_servers.runtime.registration import Registration
 from aiflow_servers.triton.process import Launch, StartError, TritonProcess
 
@@ -29,7 +30,7 @@ class Patience:
         look_s: between two looks at the repository index.
         start_s: from the start of the process to its first answer.
         silent_s: a process that has not answered for so long is killed and started again.
-        grace_s: how long calls may still arrive after deregistering.
+        grace_s: how long calls may still arrive after saying that it drains.
         stop_s: what requests in flight get to finish.
         backoff: between a crash and the next start.
     """
@@ -47,11 +48,14 @@ class Patience:
 class Keeper:
     """Runs Triton until closed: watches it, registers its ready models, restarts it after a crash.
 
+    Where `registrar` is None it registers nowhere.
+
     Attributes:
         address: "host:port" of its gRPC now; another one after a restart if the port was not fixed.
         metrics_address: "host:port" of its Prometheus metrics.
         pid: of the server process; 0 between two runs.
         models: names of the models that are ready now.
+        version: of Triton, as it says.
         restarts: how often it had to be started again.
     """
 
@@ -59,20 +63,23 @@ class Keeper:
         self,
         launch: Launch,
         *,
-        router: str | None,
-        api_key: str | None = None,
+        registrar: Registrar | None,
+        weight: int = 1,
+        zone: str = "",
         patience: Patience | None = None,
         on_ready: Callable[[Keeper], None] = lambda _: None,
     ) -> None:
         self._launch = launch
-        self._router = router
-        self._api_key = api_key
+        self._registrar = registrar
+        self._weight = weight
+        self._zone = zone
         self._patience = patience or Patience()
         self._on_ready = on_ready
         self._process: TritonProcess | None = None
         self.address = self.metrics_address = ""
         self.pid = 0
         self.models: tuple[str, ...] = ()
+        self.version = ""
         self.restarts = 0
 
     async def run(self) -> None:
@@ -133,6 +140,7 @@ class Keeper:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 self.models = tuple(await process.ready_models())
                 failed = await process.failed_models()
+                self.version = await process.version()
                 break
             if time.monotonic() > deadline_s:
                 raise StartError(
@@ -149,23 +157,26 @@ class Keeper:
     @contextlib.asynccontextmanager
     async def _registered(self, address: str) -> AsyncIterator[Registration | None]:
         """The models that are ready, in the router's catalog for the time of the block."""
-        if self._router is None:
+        if self._registrar is None:
             yield None
             return
-        registration = Registration(
-            router=self._router,
-            api_key=self._api_key,
+        endpoint = registry_pb2.Endpoint(
             backend=BACKEND,
             address=address,
             protocol=registry_pb2.PROTOCOL_OIP,
             models=self.models,
+            weight=self._weight,
+            zone=self._zone,
+            version=self.version,
+            device=self._launch.device,
         )
+        registration = Registration(registrar=self._registrar, endpoint=endpoint)
         await registration.start()
         try:
             yield registration
         except asyncio.CancelledError:
             # Asked to stop: calls that are on their way still find it.
-            await registration.close()
+            await registration.drain()
             await asyncio.sleep(self._patience.grace_s)
             raise
         finally:
@@ -206,8 +217,7 @@ class Keeper:
 async def keeping(
     launch: Launch,
     *,
-    router: str | None,
-    api_key: str | None = None,
+    registrar: Registrar | None,
     patience: Patience | None = None,
 ) -> AsyncIterator[Keeper]:
     """Triton with ready models for the time of the block.
@@ -218,8 +228,7 @@ async def keeping(
     ready = asyncio.Event()
     keeper = Keeper(
         launch,
-        router=router,
-        api_key=api_key,
+        registrar=registrar,
         patience=patience,
         on_ready=lambda _: ready.set(),
     )

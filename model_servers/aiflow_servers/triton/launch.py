@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiflow_servers import places, weights
 from aiflow_servers.triton import repository as repositories
-from aiflow_servers.triton.install import install
+from aiflow_servers.triton.install import has_gpu, install
 from aiflow_servers.triton.process import Launch
 
 _KEPT_LOGS = 20
@@ -44,6 +44,7 @@ def prepare(
     """
     cache = places.cache()
     chosen = repositories.choose(repository, models)
+    gpu = has_gpu() if gpu is None else gpu
     installation = install(cache=cache, report=report, gpu=gpu)
     fetched = weights.ensure(cache=cache / "weights", report=report)
     if not batching:
@@ -53,6 +54,7 @@ def prepare(
         repository=repository,
         models=chosen,
         weights=fetched,
+        device="gpu" if gpu else "cpu",
         log=log_in(cache / "triton" / "logs", report),
         host=host,
         grpc_port=grpc_port,

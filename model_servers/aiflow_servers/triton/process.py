@@ -40,6 +40,8 @@ class Launch:
     """Folder with the models' weights."""
     log: Path
     """File that Triton's output is appended to."""
+    device: str = "cpu"
+    """What the models run on, for operators to read."""
     host: str = "127.0.0.1"
     grpc_port: int = 0
     """0 takes a free one."""
@@ -110,6 +112,13 @@ class TritonProcess:
         index = await self._triton.RepositoryIndex(request, timeout=_ASK_S)
         return sorted({model.name for model in index.models if model.state == "READY"})
 
+    async def version(self) -> str:
+        """Triton's own, such as "2.51.0"."""
+        told = await self._triton.ServerMetadata(
+            service_pb2.ServerMetadataRequest(), timeout=_ASK_S
+        )
+        return str(told.version)
+
     async def failed_models(self) -> dict[str, str]:
         """Why models could not be loaded, by name."""
         index = await self._triton.RepositoryIndex(
@@ -179,6 +188,9 @@ def _command(launch: Launch, grpc_port: int, metrics_port: int) -> list[str]:
         *(f"--load-model={name}" for name in launch.models),
         # A model that cannot be loaded must not take the others down.
         "--exit-on-error=false",
+        # Nor may its grpc.health.v1, which would say NOT_SERVING of all of them; which models are
+        # ready is what the repository index tells.
+        "--strict-readiness=false",
         "--allow-http=false",
         f"--grpc-address={launch.host}",
         f"--grpc-port={grpc_port}",

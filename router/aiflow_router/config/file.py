@@ -9,12 +9,13 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from aiflow_router.config.config import Config, Listen
+from aiflow_router.config.discovery import Consul, Embedded
 
 DEFAULT_FILE = "aiflow.yaml"
 
@@ -163,6 +164,38 @@ def with_listen(config: Config, given: Mapping[str, str]) -> Config:
         ) from None
     listen = config.listen.model_copy(update={name: getattr(checked, name) for name in given})
     return config.model_copy(update={"listen": listen})
+
+
+def with_discovery(
+    config: Config, source: Literal["embedded", "consul"] | None, consul: Mapping[str, str]
+) -> Config:
+    """`config` with its source of endpoints from flags or the environment. Raises ConfigError.
+
+    Args:
+        config: its listed endpoints stay.
+        source: None leaves it as it is.
+        consul: of discovery.consul; without effect where endpoints do not come from there.
+    """
+    discovery = config.discovery
+    if source is None:
+        source = "consul" if discovery.consul is not None else "embedded"
+        if source == "embedded":
+            return config
+    changed: dict[str, Embedded | Consul | None]
+    if source == "embedded":
+        changed = {"embedded": discovery.embedded or Embedded(), "consul": None}
+    else:
+        said = {} if discovery.consul is None else discovery.consul.model_dump(mode="json")
+        try:
+            changed = {"embedded": None, "consul": Consul.model_validate({**said, **consul})}
+        except ValidationError as failure:
+            raise ConfigError(
+                [
+                    f"--consul: {error['msg'].removeprefix('Value error, ')}"
+                    for error in failure.errors()
+                ]
+            ) from None
+    return config.model_copy(update={"discovery": discovery.model_copy(update=changed)})
 
 
 def plain(config: Config) -> dict[str, Any]:

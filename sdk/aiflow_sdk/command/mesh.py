@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
 
 from aiflow_sdk._settings import DEFAULT_ROUTER, checked_address
 from aiflow_sdk.client import Client
+from aiflow_sdk.command import consul_agent
 from aiflow_sdk.command.processes import Part, Say, StartError, Supervisor
 from aiflow_sdk.errors import AiflowError, BadInputError
 
 DEFAULT_HTTP = "127.0.0.1:7601"
+DEFAULT_CONSUL = "http://127.0.0.1:8500"
+Discovery = Literal["embedded", "consul"]
 SERVERS = ("imaging", "geometry")
 
 _POLL_S = 0.1
+# The first time it is fetched.
+_AGENT_READY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,8 @@ class Mesh:
     models: tuple[str, ...]
     services: tuple[str, ...]
     supervisor: Supervisor
+    consul: str = ""
+    """URL of the Consul agent that all of it is registered at; empty where that is the router."""
 
 
 @contextlib.contextmanager
@@ -43,6 +53,8 @@ def mesh(
     http: str | None = None,
     servers: Sequence[str] = SERVERS,
     triton: bool = True,
+    discovery: Discovery | None = None,
+    consul: str | None = None,
     triton_ready_s: float = 900.0,
     stop_s: float = 15.0,
     started: Callable[[Supervisor], None] = lambda _: None,
@@ -56,6 +68,10 @@ def mesh(
         http: the same for health and metrics.
         servers: names for `aiflow serve`.
         triton: start Triton too; the first time it is installed, which takes minutes.
+        discovery: where servers register: at the router, or at Consul; None leaves the choice to
+            the router's configuration.
+        consul: URL of the Consul agent; one is started where none answers on this machine, with
+            port 0 at a free port.
         triton_ready_s: how long it may take.
         stop_s: what a part gets to end by itself.
         started: given the supervisor before the first part starts, to kill them all if need be.
@@ -63,17 +79,27 @@ def mesh(
     Raises:
         StartError: a port is taken, or a part did not get ready; nothing is left running.
     """
-    grpc = _claim(grpc, default=DEFAULT_ROUTER, name="--grpc", configured=config is not None)
-    http = _claim(http, default=DEFAULT_HTTP, name="--http", configured=config is not None)
+    if config is None and not Path("aiflow.yaml").exists():
+        grpc, http = grpc or DEFAULT_ROUTER, http or DEFAULT_HTTP
+    grpc = _claim(grpc, name="--grpc") if grpc is not None else None
+    http = _claim(http, name="--http") if http is not None else None
     command = ["router"]
     for option, value in (("--config", config), ("--grpc", grpc), ("--http", http)):
         command += [option, str(value)] if value is not None else []
     with Supervisor(say=say, stop_s=stop_s) as supervisor:
         started(supervisor)
+        if discovery is not None:
+            command += ["--discovery", discovery]
+        if discovery == "consul":
+            command += ["--consul", _agent(supervisor, say, consul or DEFAULT_CONSUL)]
         said = supervisor.start([aiflow_part("router", command)])["router"]
         router, metrics = _reachable(said["grpc"]), _reachable(said["http"])
         say("router", f"ready: gRPC {router}, HTTP {metrics}")
-        environment = {"AIFLOW_ROUTER": router}
+        # Servers register where this router looks for them.
+        agent = said.get("consul", "")
+        environment = {"AIFLOW_ROUTER": router, "AIFLOW_DISCOVERY": "embedded"}
+        if agent:
+            environment |= {"AIFLOW_DISCOVERY": "consul", "AIFLOW_CONSUL": agent}
         parts = [aiflow_part(name, ["serve", name], environment) for name in servers]
         if triton:
             ready_s = triton_ready_s
@@ -92,7 +118,41 @@ def mesh(
             models=tuple(sorted({m for e in endpoints for m in e.models})),
             services=tuple(sorted({s for e in endpoints for s in e.services})),
             supervisor=supervisor,
+            consul=agent,
         )
+
+
+def _agent(supervisor: Supervisor, say: Say, url: str) -> str:
+    """URL of the Consul agent at `url`, which is started where there is none."""
+    from aiflow_sdk.consul import address_problem  # noqa: PLC0415 - it needs an extra
+
+    if problem := address_problem(url):
+        raise BadInputError(f"--consul: {problem}")
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port
+    try:
+        if port != 0 and consul_agent.answers(url.rstrip("/")):
+            say("consul", f"uses the agent at {url}")
+            return url.rstrip("/")
+    except consul_agent.NoConsulError as error:
+        raise StartError(str(error)) from error
+    host = "127.0.0.1" if host == "localhost" else host
+    if parts.scheme != "http" or not _is_loopback(host):
+        raise StartError(
+            f"no Consul answers at {url}: start it, or name another agent with --consul"
+        )
+    address = _claim(f"{host}:{80 if port is None else port}", name="--consul")
+    command = [sys.executable, "-m", "aiflow_sdk.command.consul_agent", "--http", address]
+    supervisor.start([Part(name="consul", command=command, ready_s=_AGENT_READY_S)])
+    say("consul", f"ready: http://{address}/ui")
+    return f"http://{address}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def aiflow_part(
@@ -132,16 +192,14 @@ def wait_listed(
         time.sleep(_POLL_S)
 
 
-def _claim(address: str | None, *, default: str, name: str, configured: bool) -> str | None:
-    """An address that is free, with its port chosen; None leaves it to the configuration.
+def _claim(address: str, *, name: str) -> str:
+    """The address, which is free now, with its port chosen.
 
-    The port is chosen here, not by the router, so that a restarted router comes back to it.
+    The port is chosen here, not by the part, so that a restarted one comes back to it.
     """
-    if address is None and (configured or Path("aiflow.yaml").exists()):
-        return None
-    host, _, port = (address or default).rpartition(":")
+    host, _, port = address.rpartition(":")
     if port != "0":
-        checked_address(address or default)
+        checked_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -151,7 +209,7 @@ def _claim(address: str | None, *, default: str, name: str, configured: bool) ->
             raise BadInputError(f"{name} {address}: {error.strerror}") from error
         except OSError as error:
             raise StartError(
-                f"{address or default}: {(error.strerror or '').lower()}: stop what uses it, or "
+                f"{address}: {(error.strerror or '').lower()}: stop what uses it, or "
                 f"give another address with {name} (port 0 takes a free one)"
             ) from error
         return f"{host}:{probe.getsockname()[1]}"

@@ -57,6 +57,6 @@ def _table(endpoints: tuple[Endpoint, ...]) -> Table:
             escape(one.device),
             f"[{_COLOURS.get(one.state, 'red')}]{one.state}[/]",
             str(one.inflight),
-            f"{one.expires_in_s:.1f} s" if one.expires_in_s else "static",
+            f"{one.expires_in_s:.1f} s" if one.expires_in_s else "none",
         )
     return table

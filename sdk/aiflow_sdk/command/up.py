@@ -13,10 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 import click
+from click.core import ParameterSource
 
 from aiflow_sdk.client import Client
 from aiflow_sdk.command.infer import model_metadata
-from aiflow_sdk.command.mesh import SERVERS, Mesh, mesh
+from aiflow_sdk.command.mesh import DEFAULT_CONSUL, SERVERS, Discovery, Mesh, mesh
 from aiflow_sdk.command.processes import StartError, Supervisor
 from aiflow_sdk.errors import AiflowError
 
@@ -50,6 +51,22 @@ class _StoppedError(BaseException):
     help="Its address for health and metrics.",
 )
 @click.option(
+    "--discovery",
+    type=click.Choice(["embedded", "consul"]),
+    envvar="AIFLOW_DISCOVERY",
+    show_envvar=True,
+    help="Where servers register: at the router, or at Consul. Default: what the "
+    "configuration says, else at the router.",
+)
+@click.option(
+    "--consul",
+    metavar="URL",
+    envvar="AIFLOW_CONSUL",
+    show_envvar=True,
+    help="With --discovery consul: the agent; one is started where none answers on this machine. "
+    f"Default: {DEFAULT_CONSUL}; port 0: a free one.",
+)
+@click.option(
     "--without", multiple=True, metavar="NAME", help="Leave out triton, imaging or geometry."
 )
 @click.option("--server", multiple=True, metavar="NAME", help="A further server to `serve`.")
@@ -58,6 +75,8 @@ def up(
     config: Path | None,
     grpc: str | None,
     http: str | None,
+    discovery: Discovery | None,
+    consul: str | None,
     without: tuple[str, ...],
     server: tuple[str, ...],
 ) -> None:
@@ -69,6 +88,12 @@ def up(
     for name in without:
         if name not in ("triton", *names):
             raise click.UsageError(f"--without {name}: there are triton, {', '.join(names)}")
+    if (
+        discovery != "consul"
+        and click.get_current_context().get_parameter_source("consul")
+        is ParameterSource.COMMANDLINE
+    ):
+        raise click.UsageError("--consul has no effect without --discovery consul: add it")
     stop = _Signals()
     ready = False
     try:
@@ -79,6 +104,8 @@ def up(
             http=http,
             servers=[name for name in names if name not in without],
             triton="triton" not in without,
+            discovery=discovery,
+            consul=consul,
             started=stop.watch,
         ) as running:
             ready = True
@@ -165,6 +192,7 @@ def _welcome(running: Mesh) -> str:
             "AIFlow is up.",
             f"  gRPC      {running.router}",
             f"  HTTP      http://{running.http}/readyz  /healthz  /metrics",
+            *([f"  Consul    {running.consul}/ui"] if running.consul else []),
             f"  models    {', '.join(running.models) or 'none'}",
             f"  services  {', '.join(running.services) or 'none'}",
             "",

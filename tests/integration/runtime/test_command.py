@@ -17,6 +17,8 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from contract.registrar.kit import AtConsul, until_seen
+from fixtures.consul import Agent
 from integration.runtime import echo
 from integration.runtime.poll import gone, until
 from integration.runtime.registry import serving_registry
@@ -46,6 +48,7 @@ def start(tmp_path: Path) -> Callable[..., Any]:
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{TESTS}", "PYTHONUNBUFFERED": "1"}
     environment.pop("AIFLOW_ROUTER", None)
     environment.pop("AIFLOW_API_KEY", None)
+    environment.pop("AIFLOW_DISCOVERY", None)
 
     @asynccontextmanager
     async def started(*arguments: str, **variables: str) -> AsyncIterator[Process]:
@@ -100,6 +103,7 @@ async def test_it_says_where_it_listens_registers_and_leaves(start: Callable[...
         await until(lambda: registry.leases)
         assert registry.keys == {"Bearer k-7"}
         assert registry.endpoints[0].address == ready["grpc"]
+        assert registry.endpoints[0].version == "1.0", "the distribution's"
         process.send_signal(signal.SIGTERM)
         code, log = await ended(process)
         assert code == 0
@@ -122,7 +126,7 @@ async def test_sigterm_under_load_fails_no_call(start: Callable[..., Any], to_gr
             wait: Any = channel.unary_unary(f"/{echo.SERVICE}/Wait")
 
             async def as_the_router_sends() -> None:
-                while registry.leases:  # nothing new once it has left
+                while not registry.draining:  # nothing new from then on
                     outcomes.append(await wait(b"0.02"))
 
             callers = [asyncio.create_task(as_the_router_sends()) for _ in range(8)]
@@ -215,6 +219,34 @@ async def test_a_signal_before_it_is_up_ends_it(start: Callable[..., Any]) -> No
             "say --advertise HOST:", id="no address to advertise",
         ),
         pytest.param(["echo", "--workers", "0"], 2, "--workers", id="no workers"),
+        pytest.param(
+            ["echo", "--discovery", "zookeeper"], 2, "'embedded', 'consul'", id="another registry",
+        ),
+        pytest.param(
+            ["echo", "--consul", "http://127.0.0.1:8500"], 2, "add --discovery consul",
+            id="an agent that nobody asks",
+        ),
+        pytest.param(
+            ["echo", "--discovery", "consul", "--router", "mesh:7600"], 2,
+            "leave --router out, or say --discovery embedded", id="two places to register",
+        ),
+        pytest.param(
+            ["echo", "--discovery", "consul", "--standalone"], 2, "leave out one of them",
+            id="a place to register, and none",
+        ),
+        pytest.param(
+            ["echo", "--discovery", "consul", "--consul", "127.0.0.1:8500"], 2,
+            "must begin with http://", id="an agent that is no URL",
+        ),
+        pytest.param(
+            ["echo", "--discovery", "consul", "--consul-token-file", "/no/such"], 2,
+            "--consul-token-file /no/such cannot be read: No such file", id="no token file",
+        ),
+        pytest.param(
+            ["echo", "--discovery", "consul", "--listen", "0.0.0.0:0"], 1,
+            "the routers that ask Consul can reach is not known: say --advertise HOST:",
+            id="every interface, and Consul to tell",
+        ),
     ],
 )  # fmt: skip
 async def test_mistakes_are_answered_with_what_to_do(
@@ -254,10 +286,44 @@ async def test_listening_everywhere_advertises_what_the_router_can_reach(
         assert registry.endpoints[0].address == f"127.0.0.1:{port}"
 
 
+async def test_at_consul_it_comes_drains_and_leaves_and_is_critical_when_killed(
+    start: Callable[..., Any], consul: Agent
+) -> None:
+    registry = AtConsul(consul)
+    chosen = {"AIFLOW_DISCOVERY": "consul", "AIFLOW_CONSUL": consul.address, "AIFLOW_ROUTER": "r:1"}
+    arguments = ("echo", "--workers", "1", "--zone", "z", "--grace", "0.3")
+    async with start(*arguments, **chosen) as process:
+        ready = await listening(process)
+        await until_seen(registry, "echo", {ready["grpc"]: "READY"})
+        seen = (await registry.seen("echo"))[ready["grpc"]]
+        assert (seen.zone, seen.version, seen.device) == ("z", "1.0", "cpu")
+        process.send_signal(signal.SIGTERM)
+        await until_seen(registry, "echo", {ready["grpc"]: "DRAINING"}, within_s=2)
+        code, log = await ended(process)
+        assert (code, await registry.seen("echo")) == (0, {})
+        assert "Traceback" not in log
+    async with start(*arguments, "--listen", ready["grpc"], **chosen) as process:
+        await listening(process)
+        await until_seen(registry, "echo", {ready["grpc"]: "READY"})
+        process.kill()
+        await until_seen(registry, "echo", {ready["grpc"]: "CRITICAL"}, within_s=4)
+    async with start(*arguments, "--listen", ready["grpc"], **chosen) as process:
+        await listening(process)
+        await until_seen(registry, "echo", {ready["grpc"]: "READY"}, within_s=1)
+
+
 async def test_help_teaches(start: Callable[..., Any]) -> None:
     async with start("--help") as process:
         out, _ = await process.communicate()
     assert process.returncode == 0
     text = out.decode()
-    for taught in ("AIFLOW_ROUTER", "--advertise", "aiflow serve imaging", "echo", "Ctrl-C"):
+    for taught in (
+        "AIFLOW_ROUTER",
+        "AIFLOW_CONSUL",
+        "--discovery",
+        "--advertise",
+        "aiflow serve imaging",
+        "echo",
+        "Ctrl-C",
+    ):
         assert taught in text

@@ -15,6 +15,7 @@ from integration.runtime.registry import Registry, serving_registry
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_sdk import errors
+from aiflow_servers.runtime.lease_registrar import LeaseRegistrar
 from aiflow_servers.runtime.registration import Registration, RegistrationState
 from aiflow_servers.runtime.server import serving
 
@@ -23,15 +24,16 @@ TTL_S = 0.3
 
 @asynccontextmanager
 async def registered(router: str, **options: Any) -> AsyncIterator[Registration]:
+    registrar = LeaseRegistrar(
+        router=router, api_key=options.pop("api_key", None), ttl_s=options.pop("ttl_s", TTL_S)
+    )
     chosen: dict[str, Any] = {  # what most tests want
         "backend": "triton",
         "address": "127.0.0.1:9000",
         "protocol": registry_pb2.PROTOCOL_OIP,
         "models": ["detector"],
-        "api_key": None,
-        "ttl_s": TTL_S,
     } | options
-    registration = Registration(router=router, **chosen)
+    registration = Registration(registrar=registrar, endpoint=registry_pb2.Endpoint(**chosen))
     await registration.start()
     try:
         yield registration
@@ -195,7 +197,13 @@ async def test_a_server_registers_its_services_when_it_takes_calls_and_leaves_be
 ):
     async with serving_registry() as registry:
         async with serving(
-            echo.SERVER, router=registry.address, workers=1, weight=2, zone="b", grace_s=0.05
+            echo.SERVER,
+            registrar=LeaseRegistrar(router=registry.address),
+            workers=1,
+            weight=2,
+            zone="b",
+            version="1.2",
+            grace_s=0.05,
         ) as running:
             await until(lambda: registry.leases)
             (endpoint,) = registry.endpoints
@@ -206,5 +214,7 @@ async def test_a_server_registers_its_services_when_it_takes_calls_and_leaves_be
                 services=[echo.SERVICE],
                 weight=2,
                 zone="b",
+                version="1.2",
+                device="cpu",
             )
         assert not registry.leases

@@ -91,6 +91,17 @@ def _line(stream: IO[str]) -> str:
     return line
 
 
+def test_an_agent_that_nobody_would_ask_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "aiflow_sdk.command", "up", "--consul", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--consul has no effect without --discovery consul" in done.stderr
+
+
 def test_it_says_where_things_are_and_a_first_call_to_try() -> None:
     with up() as running:
         assert len(running.children) == 1

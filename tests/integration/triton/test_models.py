@@ -155,7 +155,7 @@ async def test_without_batching_every_request_runs_alone(
     prepare_triton: PrepareTriton, coffee: bytes
 ) -> None:
     launch = prepare_triton(batching=False)
-    async with keeping(launch, router=None) as keeper, AsyncClient(keeper.address) as client:
+    async with keeping(launch, registrar=None) as keeper, AsyncClient(keeper.address) as client:
         answers, inferences, executions = await counted_calls(client, [coffee] * 16)
     assert all(isinstance(answer, InferResult) for answer in answers)
     assert inferences == executions == 16

@@ -101,7 +101,7 @@ async def served(prepare_triton: PrepareTriton, folder: Path) -> AsyncIterator[s
         (folder / name / "1/model.py").write_text(source)
         (folder / name / "config.pbtxt").write_text(f'name: "{name}"\n{config}')
     launch = prepare_triton(repository=folder, models=[])
-    async with keeping(launch, router=None) as keeper, mesh() as m:
+    async with keeping(launch, registrar=None) as keeper, mesh() as m:
         await m.register(keeper.address, models=("mirror", "sum"), services=(), backend="triton")
         yield m.router.grpc_address
 

@@ -2,13 +2,22 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiflow_router.config.config import Config
-from aiflow_router.config.file import ConfigError, load, parse, plain, printed, with_listen
+from aiflow_router.config.file import (
+    ConfigError,
+    load,
+    parse,
+    plain,
+    printed,
+    with_discovery,
+    with_listen,
+)
 
 DIGEST = "a" * 64
 
@@ -334,3 +343,43 @@ def test_what_a_supervisor_hands_to_its_workers_is_what_was_written(
 )
 def test_the_age_of_connections(text: str, age_s: float | None) -> None:
     assert parse(f"listen: {text}").listen.connection_age_s() == age_s
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "consul", "address"),
+    [
+        pytest.param("", None, {"address": "http://a:1"}, None, id="not asked for"),
+        pytest.param("", "consul", {}, "http://127.0.0.1:8500", id="by a flag alone"),
+        pytest.param(
+            "discovery: {embedded: {}}", "consul", {"address": "http://a:1"}, "http://a:1",
+            id="a flag over the file",
+        ),
+        pytest.param(
+            "discovery: {consul: {address: 'http://f:1'}}", None, {}, "http://f:1", id="the file"
+        ),
+        pytest.param(
+            "discovery: {consul: {address: 'http://f:1'}}", None, {"address": "http://a:1"},
+            "http://a:1", id="another agent than the file's",
+        ),
+        pytest.param("discovery: {consul: {}}", "embedded", {}, None, id="back to the router"),
+    ],
+)  # fmt: skip
+def test_flags_say_where_endpoints_come_from(
+    text: str, source: Literal["embedded", "consul"] | None, consul: dict[str, str],
+    address: str | None,
+) -> None:  # fmt: skip
+    discovery = with_discovery(parse(text), source, consul).discovery
+    assert (discovery.consul.address if discovery.consul else None) == address
+    assert (discovery.embedded is None) == (address is not None)
+
+
+def test_what_the_file_says_of_consul_stays_under_the_flags() -> None:
+    config = parse("discovery: {consul: {wait: 2s, datacenter: b}, static: []}")
+    consul = with_discovery(config, "consul", {"token_file": "/t"}).discovery.consul
+    assert consul is not None
+    assert (consul.wait, consul.datacenter, consul.token_file) == (2.0, "b", "/t")
+
+
+def test_a_flag_that_is_no_url_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--consul: address: .*must begin with http"):
+        with_discovery(parse(""), "consul", {"address": "127.0.0.1:8500"})

@@ -41,9 +41,11 @@ def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
 def test_the_advertised_address_is_one_the_router_can_reach(
     host: str, router: str, expected: str
 ) -> None:
-    assert address.advertised(host=host, port=80, router=router) == expected
+    assert address.advertised(host=host, port=80, caller=router) == expected
 
 
 def test_where_it_cannot_be_told_the_operator_is_asked() -> None:
     with pytest.raises(AddressError, match="--advertise HOST:80"):
-        address.advertised(host="0.0.0.0", port=80, router="no-such-host.invalid:1")
+        address.advertised(host="0.0.0.0", port=80, caller="no-such-host.invalid:1")
+    with pytest.raises(AddressError, match=r"Consul.*--advertise HOST:80"):
+        address.advertised(host="0.0.0.0", port=80, caller=None)

@@ -1,4 +1,4 @@
-"""The pause between tries to reach a router."""
+"""The pause between tries to reach a registry."""
 
 from __future__ import annotations
 

@@ -33,13 +33,11 @@ def test_a_server_on_every_interface_is_reached_on_this_machine(
 
 
 def test_a_free_port_is_chosen_before_the_router_starts() -> None:
-    claimed = mesh._claim("127.0.0.1:0", default="", name="--grpc", configured=False)
-    assert claimed is not None
+    claimed = mesh._claim("127.0.0.1:0", name="--grpc")
     assert claimed.startswith("127.0.0.1:")
     assert not claimed.endswith(":0")
-    assert mesh._claim(None, default="127.0.0.1:0", name="--grpc", configured=True) is None
     with pytest.raises(BadInputError, match="is not an address"):
-        mesh._claim("7600", default="", name="--grpc", configured=False)
+        mesh._claim("7600", name="--grpc")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +69,7 @@ def test_json_logs_are_shown_readably(line: str, shown: str) -> None:
     assert up._readable(line) == shown
 
 
-@pytest.mark.parametrize(("expires_in_s", "shown"), [(1.84, "1.8 s"), (0.0, "static")])
+@pytest.mark.parametrize(("expires_in_s", "shown"), [(1.84, "1.8 s"), (0.0, "none")])
 def test_an_endpoint_without_a_lease_is_not_about_to_expire(
     expires_in_s: float, shown: str
 ) -> None:

@@ -345,7 +345,7 @@ class ListEndpointsResponse(_message.Message):
         """Calls that this router has in flight to it now."""
         expires_in_ms: _builtins.int
         """Time to the expiry of its lease, in milliseconds; 0 where it has none
-        because the router's configuration lists it.
+        because the router's configuration lists it, or Consul tells of it.
         """
         @_builtins.property
         def endpoint(self) -> Global___Endpoint:
