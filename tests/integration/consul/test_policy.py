@@ -98,8 +98,8 @@ async def test_what_is_no_text_is_refused_once(consul: Agent, key: str) -> None:
         refusal = one.policies.refusal
         assert refusal is not None
         assert "not text in UTF-8" in refusal.problems[0]
+        large = "# " + "x" * 600_000 + "\n" + ROUTE % "2s"
         with pytest.raises(errors.BadInputError, match="more than the 524288 bytes"):
-            large = "# " + "x" * 600_000 + "\n" + ROUTE % "2s"
             await asked(one, "Set", policy_pb2.SetPolicyRequest(document=large))
         await asked(one, "Set", policy_pb2.SetPolicyRequest(document=ROUTE % "2s"))
         assert timeout_of(one) == "2s"
