@@ -1,4 +1,4 @@
-"""`aiflow router` and `aiflow check`."""
+"""`aiflow router`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,10 @@ from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from aiflow_router.config.config import Config
+    from aiflow_router.policy.keeping import Watched
 
+# As config.file has it, which is not imported before it is needed.
+DEFAULT_FILE = "aiflow.yaml"
 _FORCED_EXIT = 130
 
 
@@ -96,27 +98,9 @@ def router(
     config = _configured(read)
     if config.discovery.consul is None:
         _check_no_consul()
-    problem = asyncio.run(_run(config, read))
+    problem = asyncio.run(_run(config, read, path or Path(DEFAULT_FILE)))
     if problem:
         raise click.ClickException(problem)
-
-
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="aiflow.yaml")
-def check(file: Path) -> None:
-    """Check FILE (default: aiflow.yaml) and print what it means, secrets left out.
-
-    Exits 1 and prints every problem with file, line and column when something is wrong.
-    """
-    from aiflow_router.config import file as config_file  # noqa: PLC0415 - `--help` stays fast
-
-    try:
-        config = config_file.load(file)
-    except config_file.ConfigError as error:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        sys.exit(1)
-    click.echo(config_file.printed(config))
 
 
 def _check_no_consul() -> None:
@@ -161,20 +145,22 @@ def _configured(read: Callable[[], Config]) -> Config:
         raise click.ClickException(str(error)) from None
 
 
-async def _run(config: Config, read: Callable[[], Config]) -> str:
+async def _run(config: Config, read: Callable[[], Config], path: Path) -> str:
     """Serves until a signal; what was wrong, or empty."""
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
     from aiflow_router.config import file as config_file  # noqa: PLC0415 - as above
+    from aiflow_router.policy.keeping import Watched  # noqa: PLC0415 - as above
 
     structlog.get_logger(__name__).info("configured", config=config_file.plain(config))
     consul = config.discovery.consul
     listening = partial(_say_listening, "" if consul is None else consul.address)
+    watched = Watched(path=path, read=read)
     if config.listen.workers == 1:
-        return await _one_process(config, listening)
+        return await _one_process(config, watched, listening)
     from aiflow_router.processes.supervisor import supervise  # noqa: PLC0415 - as above
 
-    return await supervise(config, read=read, listening=listening)
+    return await supervise(config, watched=watched, listening=listening)
 
 
 def _say_listening(consul: str, grpc: str, http: str) -> None:
@@ -184,7 +170,9 @@ def _say_listening(consul: str, grpc: str, http: str) -> None:
     print(line, flush=True)  # noqa: T201 - read by whoever started us
 
 
-async def _one_process(config: Config, listening: Callable[[str, str], None]) -> str:
+async def _one_process(
+    config: Config, watched: Watched, listening: Callable[[str, str], None]
+) -> str:
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
     from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
@@ -206,10 +194,11 @@ async def _one_process(config: Config, listening: Callable[[str, str], None]) ->
     loop.add_signal_handler(
         signal.SIGHUP,
         log.error,
-        "no reload with one worker: restart the router, or set listen.workers to 2 or more",
+        "no reload with one worker: routes are taken by themselves when the file changes; for the "
+        "rest restart the router, or set listen.workers to 2 or more",
     )
     try:
-        async with serving(config) as running:
+        async with serving(config, watched=watched) as running:
             listening(running.grpc_address, running.http_address)
             with kept_short():
                 await stop.wait()
