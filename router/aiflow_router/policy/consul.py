@@ -121,7 +121,7 @@ class Store:
             for _ in range(TRIES):
                 found = await self._now()
                 if expected:
-                    await self._check(found, expected)
+                    await self._check(found, (expected, version))
                 await self._keep(text, version)
                 index = 0 if found is None else found.index
                 answer = await self._consul.put(self._path(), text.encode(), {"cas": str(index)})
@@ -155,16 +155,19 @@ class Store:
         except ConsulMissingError:
             return None
 
-    async def _check(self, found: _Found | None, expected: str) -> None:
-        """Raises RefusedError unless the version `expected` lies there, or is in force alone."""
+    async def _check(self, found: _Found | None, allowed: tuple[str, str]) -> None:
+        """Raises RefusedError unless the first, or already the second, of these versions is there.
+
+        Where nothing lies there, the one in force counts.
+        """
         version = self._policies.current.version
         if found is not None:
             try:
                 version = (await asyncio.to_thread(self._edition, found.text)).version
             except ConfigError:
                 version = ""  # No version at all.
-        if version != expected:
-            raise changed(expected, version)
+        if version not in allowed:
+            raise changed(allowed[0], version)
 
     async def _keep(self, text: str, version: str) -> None:
         """Writes the version down unless it is there already."""

@@ -80,7 +80,7 @@ class Desk:
             raise refused(error) from None
         current = self.policies.current
         if dry_run:
-            if expected and expected != current.version:
+            if expected and current.version not in (expected, found.version):
                 raise changed(expected, current.version)
             return Outcome(
                 edition=found, replaced=current, holds="nothing has changed: this was a dry run"

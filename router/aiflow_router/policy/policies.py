@@ -93,7 +93,8 @@ class Policies:
         """
         async with self._turn:
             before = self.current
-            if expected and before.version != expected:
+            # Where it is in force already, the answer to this was lost, and it was asked again.
+            if expected and before.version not in (expected, found.version):
                 raise changed(expected, before.version)
             for follower in self._followers:
                 await follower(found)

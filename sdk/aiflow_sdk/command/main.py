@@ -15,6 +15,7 @@ _KNOWN = {
     "call": ("Call any method of a typed service.", ""),
     "check": ("Check a configuration file.", "router"),
     "infer": ("Ask a model.", ""),
+    "policy": ("See and change the routes of a running router.", "router"),
     "router": ("Run the router.", "router"),
     "serve": ("Run a CPU server, such as imaging.", "servers"),
     "status": ("Show what the router serves.", ""),
