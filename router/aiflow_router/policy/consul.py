@@ -71,7 +71,7 @@ class Store:
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._sleep = sleep
         self._wall = wall
-        self._seen = 0
+        self._taken: _Found | None = None
         self._seen_more = asyncio.Event()
         self.began = asyncio.Event()
 
@@ -180,13 +180,14 @@ class Store:
             return
         try:
             async with asyncio.timeout(SEEN_WITHIN_S):
-                while self._seen < found.index:
+                while self._taken is None or self._taken.index < found.index:
                     await self._seen_more.wait()
         except TimeoutError:
             _log.warning("what was written to Consul is not seen yet", key=self._key)
 
     async def _take(self, found: _Found) -> None:
-        if found.index != self._seen:
+        # A Consul that lost its memory counts from the start, and may come to the same number.
+        if found != self._taken:
             try:
                 now = await asyncio.to_thread(self._edition, found.text)
             except ConfigError as error:
@@ -197,7 +198,7 @@ class Store:
                 if (now.version, now.source) != (current.version, current.source):
                     await self._policies.put(now)
                 await self._keep(found.text, now.version)
-        self._seen = found.index
+        self._taken = found
         self._seen_more.set()
         self._seen_more = asyncio.Event()
         self.began.set()

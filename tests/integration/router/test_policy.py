@@ -134,7 +134,9 @@ async def test_a_wrong_policy_is_refused_with_every_problem_and_the_old_one_stay
             "policy:3:3: routes.1.match: two routes match model",
             id="two routes for one model",
         ),
-        pytest.param("[" * 1_000_000, "more than 50 levels are nested", id="deeper than anybody writes"),
+        pytest.param(
+            "[" * 1_000_000, "more than 50 levels are nested", id="deeper than anybody writes"
+        ),
         pytest.param("- 1", "must be a mapping of sections such as `routes:`", id="a list"),
     ],
 )
