@@ -120,8 +120,8 @@ def _check_depth(text: str, *, file: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                line = event.start_mark.line + 1
-                raise ConfigError([f"{file}:{line}: more than {MAX_DEPTH} levels are nested here"])
+                where = f"{file}:{event.start_mark.line + 1}" if event.start_mark else file
+                raise ConfigError([f"{where}: more than {MAX_DEPTH} levels are nested here"])
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
