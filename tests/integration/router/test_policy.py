@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -342,6 +343,20 @@ async def test_two_workers_take_a_change_of_the_file_without_a_failed_call(tmp_p
             await until_true(lambda: len(running.workers()) == 2)
             assert set(await versions_at(running.address)) == {answer.policy.version}
     assert took_s < 1.5  # The promise is 1 s; this machine may be busy.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="listen.workers needs Linux")
+async def test_a_reload_takes_what_a_change_of_the_file_alone_may_not(tmp_path: Path) -> None:
+    two = "listen: {workers: 2, max_connection_age: 1s, drain_grace: 200ms}\n"
+    routes = "routes: [{match: {service: a.Echo}, timeout: %s}]\n"
+    async with router(tmp_path, two + routes % "10s") as running:
+        before = (await versions_at(running.address))[0]
+        running.file.write_text("slow_start: 1s\n" + two + routes % "11s")
+        await until_true(lambda: running.said("policy refused: the one in force stays"))
+        assert set(await versions_at(running.address)) == {before}
+        running.process.send_signal(signal.SIGHUP)
+        await until_true(lambda: running.metric("aiflow_reloads_total"))
+        await until_true(lambda: changed_everywhere(running.address, before))
 
 
 async def versions_at(address: str, connections: int = 12) -> list[str]:
