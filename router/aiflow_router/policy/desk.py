@@ -111,6 +111,7 @@ class Desk:
         else:
             before = self.policies.current
             await self._shelf.write(text, found.version, expected=expected)
+            self.policies.accepted("admin")
             holds = f"{found.version} lies in {self._shelf.place()}: every router that follows it"
             holds += " takes it, and keeps it"
         return Outcome(edition=found, replaced=before, holds=holds)

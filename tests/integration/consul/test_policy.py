@@ -91,6 +91,22 @@ async def test_what_is_wrong_in_consul_is_refused_everywhere(consul: Agent, key:
         await all_at(found, "1s")
 
 
+async def test_what_is_no_text_is_refused_once(consul: Agent, key: str) -> None:
+    async with routers(consul, key, 1) as (one,):
+        await asyncio.to_thread(consul.ask, "PUT", f"/v1/kv/{key}", b"\xff\xfe")
+        await until(lambda: one.policies.refusal is not None)
+        refusal = one.policies.refusal
+        assert refusal is not None
+        assert "not text in UTF-8" in refusal.problems[0]
+        with pytest.raises(errors.BadInputError, match="more than the 524288 bytes"):
+            large = "# " + "x" * 600_000 + "\n" + ROUTE % "2s"
+            await asked(one, "Set", policy_pb2.SetPolicyRequest(document=large))
+        await asked(one, "Set", policy_pb2.SetPolicyRequest(document=ROUTE % "2s"))
+        assert timeout_of(one) == "2s"
+        assert one.policies.refusal is None
+        assert b"aiflow_config_load_errors_total 1.0" in one.metrics.text()
+
+
 async def test_a_change_at_one_router_is_one_at_all_and_can_be_rolled_back(
     consul: Agent, key: str
 ) -> None:
