@@ -1,6 +1,7 @@
 """`split` and `fallback` in aiflow.yaml: what is meant is taken, what could not work is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -220,3 +221,11 @@ def test_a_fallback_to_the_old_side_of_a_split_is_no_circle() -> None:
 def test_each_circle_is_found() -> None:
     to = {"a": ("b", "c"), "b": ("d",), "c": ("a",), "d": ("b",), "e": ("a",), "f": ("f",)}
     assert set(circles(to)) == {("b", "d"), ("a", "c")}
+
+
+def test_the_examples_in_the_documentation_are_valid() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "routing.md").read_text()
+    examples = [part.split("```")[0] for part in text.split("```yaml\n")[1:]]
+    routes = [parse(example).routes[0] for example in examples if example.startswith("routes:")]
+    assert any(route.fallback is not None for route in routes)
+    assert any(route.split is not None for route in routes)
