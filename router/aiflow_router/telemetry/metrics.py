@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from aiflow_router.telemetry.histograms import Histograms
+from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
 
@@ -241,7 +242,7 @@ class Metrics:
 
     def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
         """`shares` gives the parts of each split model's calls, by the model they go to."""
-        self.registry.register(_SplitsAtScrape(shares))
+        self.registry.register(SplitsAtScrape(shares))
 
     def watch_batches(
         self,
@@ -353,22 +354,6 @@ class _PolicyAtScrape:
         )
         info.add_metric(self._policy(), 1)
         return (info,)
-
-
-class _SplitsAtScrape:
-    def __init__(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
-        self._shares = shares
-
-    def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily(
-            "aiflow_split_share",
-            "Part of a split model's new calls that is sent to a model, 0 to 1.",
-            labels=("model", "to"),
-        )
-        for model, parts in self._shares().items():
-            for to, part in parts.items():
-                family.add_metric((model, to), part)
-        return (family,)
 
 
 class _BatchesAtScrape:
