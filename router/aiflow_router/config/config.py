@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from aiflow_router.catalog.endpoint import Endpoint, Protocol
 from aiflow_router.catalog.fields import violations
 from aiflow_router.config.health import Ejection, Health
+from aiflow_router.config.policy import PolicyDocument
 from aiflow_router.config.route import Route
 from aiflow_router.config.values import (
     Duration,
@@ -161,15 +162,15 @@ class Config(Section):
     ejection: Ejection = Ejection()
 
     @model_validator(mode="after")
-    def _once(self) -> Config:
+    def _zoned(self) -> Config:
         zones = {item.zone for item in self.discovery.static}
         if self.zone and self.discovery.embedded is None and self.zone not in zones:
             raise ValueError(
                 f'zone: no static endpoint is in zone "{self.zone}" and none can register, so it '
                 "would have no effect"
             )
-        matches = [(route.match.model, route.match.service) for route in self.routes]
-        if twice := first_twice(matches):
-            kind, name = ("model", twice[0]) if twice[0] else ("service", twice[1])
-            raise ValueError(f'routes: two routes match {kind} "{name}"; only one could apply')
         return self
+
+    def policy_document(self) -> PolicyDocument:
+        """What of it may change while the router runs."""
+        return PolicyDocument(routes=self.routes)
