@@ -23,6 +23,7 @@ from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
+    POLICY_VERSION,
     PRIORITY,
     REQUEST_ID,
     SERVED_BY,
@@ -49,6 +50,7 @@ _log = structlog.get_logger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 _NO_HEAD = Head(key="", request_id="", trace_id="", onward=())
+_NO_POLICY: Pair = (POLICY_VERSION, "")
 
 
 # The metadata of the call whose handler was asked for in this task. gRPC has it there already as
@@ -63,6 +65,7 @@ class Visit:
     Attributes:
         label: the model or service where the router knows it; a label of metrics.
         asked: the model or service as the caller wrote it; for the log.
+        policy: the trailer that tells by which version of the policy it goes.
         quiet: not logged when it ends well.
         queued_s: time it waited for its turn.
     """
@@ -70,6 +73,7 @@ class Visit:
     method: str
     started_s: float
     label: str
+    policy: Pair = _NO_POLICY
     asked: str = ""
     quiet: bool = False
     head: Head = _NO_HEAD
@@ -110,9 +114,11 @@ class Visit:
 
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
         if self.call is None:
-            return (*metadata, (REQUEST_ID, self.head.request_id), (SERVED_BY, "router"))
+            own = (REQUEST_ID, self.head.request_id), (SERVED_BY, "router")
+            return (*metadata, *own, self.policy)
         return (
             *metadata,
+            self.policy,
             (REQUEST_ID, self.head.request_id),
             (SERVED_BY, self.call.served_by()),
             (ATTEMPTS, str(self.call.attempts)),
@@ -195,6 +201,7 @@ class Front:
         method: str,
         work: Stream,
         *,
+        right: Right = "call",
         label: str = UNKNOWN,
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -204,7 +211,7 @@ class Front:
             visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
             self.active += 1
             try:
-                self._enter(visit, "call")
+                self._enter(visit, right)
                 trailing = await work(visit, context)
                 context.set_trailing_metadata(visit.trailers(trailing))
             except Exception as error:
@@ -306,6 +313,7 @@ class Front:
         if left_s is not None and not timed_here:
             timeout_s = passed_on_s(left_s)
         visit.label = visit.asked = plan.name
+        visit.policy = self.table.stamp
         visit.call = Call(
             method=visit.method,
             plan=plan,
@@ -316,6 +324,7 @@ class Front:
         return visit.call
 
     def _enter(self, visit: Visit, right: Right) -> None:
+        visit.policy = self.table.stamp
         visit.head = read_head(ARRIVING.get())
         visit.tenant = self._keys.identify(visit.head.key, right).tenant
         if self.draining:

@@ -63,10 +63,10 @@ class Gate(Protocol):
     def waiting(self) -> int: ...
 
     @property
-    def shadow(self) -> bool: ...
+    def refused(self) -> Mapping[tuple[str, str], int]: ...
 
     @property
-    def refused(self) -> Mapping[tuple[str, str], int]: ...
+    def would_refuse(self) -> Mapping[tuple[str, str], int]: ...
 
 
 class Gates(Protocol):
@@ -259,9 +259,9 @@ class _GatesAtScrape:
             limits[name] += gates.unary.limit
             for gate in gates.each():
                 depths[name] += gate.waiting
-                into = watched if gate.shadow else shed
-                for labels, count in gate.refused.items():
-                    into[name, *labels] += count
+                for into, counts in ((shed, gate.refused), (watched, gate.would_refuse)):
+                    for labels, count in counts.items():
+                        into[name, *labels] += count
         depth = GaugeMetricFamily(
             "aiflow_queue_depth", "Calls that wait for their turn.", labels=("model",)
         )
