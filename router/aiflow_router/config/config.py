@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from aiflow_router.catalog.endpoint import Endpoint, Protocol
 from aiflow_router.catalog.fields import violations
 from aiflow_router.config.health import Ejection, Health
-from aiflow_router.config.policy import PolicyDocument
+from aiflow_router.config.policy import PolicyDocument, PolicySources
 from aiflow_router.config.route import Route
 from aiflow_router.config.values import (
     Duration,
@@ -22,7 +22,7 @@ from aiflow_router.config.values import (
     Zone,
     first_twice,
 )
-from aiflow_router.identity.keys import KeyRecord
+from aiflow_router.identity.keys import KeyRecord, Right
 
 DEFAULT_CONNECTION_AGE_S = 30.0
 
@@ -127,7 +127,7 @@ class Key(Section):
     name: Name
     tenant: Name
     sha256: Annotated[str, AfterValidator(_sha256)] = Field(repr=False)
-    may: Annotated[tuple[Literal["call", "register"], ...], Field(min_length=1)] = ("call",)
+    may: Annotated[tuple[Right, ...], Field(min_length=1)] = ("call",)
 
     def record(self) -> KeyRecord:
         return KeyRecord(
@@ -154,6 +154,8 @@ class Config(Section):
     listen: Listen = Listen()
     discovery: Discovery = Discovery(embedded=Embedded())
     auth: Auth = Auth()
+    # What of it may change while the router runs: `routes`.
+    policy: PolicySources = PolicySources()
     routes: tuple[Route, ...] = ()
     # The router's own; empty for no preference.
     zone: Zone = ""

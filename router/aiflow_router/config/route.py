@@ -18,6 +18,7 @@ from aiflow_router.config.values import (
 )
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits import overload as limits
+from aiflow_router.routing.policy import Policy
 
 # The strategies of balancing.pick.PICKS.
 Balance = Literal["batch_aware", "least_request", "peak_ewma", "round_robin", "session"]
@@ -132,6 +133,17 @@ class Route(Section):
     overload: Overload = Overload()
     # For `batch_aware`: within what time answers shall come however full the batches.
     latency_aim: Timeout | None = None
+
+    def policy(self) -> Policy:
+        return Policy(
+            timeout_s=self.timeout,
+            balance=self.balance,
+            retry=self.retry.policy(),
+            hedged=self.hedge is not None,
+            hedge_after_s=None if self.hedge is None else self.hedge.after_s,
+            overload=self.overload.record(),
+            latency_aim_s=self.latency_aim,
+        )
 
     @model_validator(mode="after")
     def _effective(self) -> Route:

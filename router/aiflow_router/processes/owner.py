@@ -1,11 +1,12 @@
-"""The supervisor's catalog, as its workers reach it: RegistryService on a Unix socket."""
+"""What the supervisor owns, as its workers reach it: catalog and policy on a Unix socket."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from google.protobuf.message import DecodeError, Message
 
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
+from aiflow_router.policy.desk import Desk
 from aiflow_router.processes.child import Child
+from aiflow_router.rpc import policy
 from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
 from aiflow_router.rpc.visit import Context
 from aiflow_router.rpc.watch import Watchers
@@ -29,11 +32,20 @@ _log = structlog.get_logger(__name__)
 CONFIRMED_WITHIN_S = 1.0
 
 
+# Of the call that is answered in this task: the tenant who called the worker.
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+
+Works = Mapping[str, tuple[type[Message], Callable[[Any], Awaitable[bytes]]]]
+
+
 class Owner:
     """Answers workers. Keys were checked by them, and the socket's folder is this user's alone."""
 
-    def __init__(self, catalog: Catalog, children: Callable[[], Sequence[Child]]) -> None:
+    def __init__(
+        self, catalog: Catalog, desk: Desk, children: Callable[[], Sequence[Child]]
+    ) -> None:
         self._catalog = catalog
+        self._policy = policy.Service(desk, everywhere=self._policy_everywhere)
         self._children = children
         self._watchers = Watchers()
         self._registry = Registry(catalog=catalog, seen=self._seen, shown=self._shown)
@@ -44,26 +56,33 @@ class Owner:
     @asynccontextmanager
     async def listening(self, path: Path) -> AsyncIterator[None]:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(_answering(kind, work))
-            for name, (kind, work) in self._registry.works().items()
-        }
-        methods[WATCH.rpartition("/")[2]] = grpc.unary_stream_rpc_method_handler(self._watch)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_generic_rpc_handlers(
+            (
+                _handler(SERVICE, self._registry.works(), WATCH, self._watchers.changes),
+                _handler(policy.SERVICE, self._policy_works(), policy.WATCH, self._policy.changes),
+            )
+        )
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         try:
             yield
         finally:
             self._watchers.close()
+            self._policy.close()
             await server.stop(None)
 
-    async def _watch(self, _: bytes, context: Context) -> AsyncIterator[bytes]:
-        try:
-            async for change in self._watchers.changes():
-                yield change
-        except errors.AiflowError as error:
-            await _abort(context, error)
+    def _policy_works(self) -> Works:
+        def told(work: policy.Work) -> Callable[[Any], Awaitable[bytes]]:
+            async def answer(request: Any) -> bytes:
+                return (await work(request, CALLER.get())).SerializeToString()
+
+            return answer
+
+        return {name: (kind, told(work)) for name, (kind, work) in self._policy.works().items()}
+
+    async def _policy_everywhere(self, number: int) -> None:
+        """Returns when every worker goes by the change; see CONFIRMED_WITHIN_S."""
+        await self._asked(f"/policy/{number}", "the policy")
 
     async def _shown(self, key: Key) -> None:
         """Returns when every worker has what was last said of `key`; see CONFIRMED_WITHIN_S."""
@@ -78,8 +97,12 @@ class Owner:
         await asyncio.shield(task)  # Others may wait for it too.
 
     async def _confirm(self, version: int) -> None:
+        await self._asked(f"/version/{version}", "the catalog")
+        self._confirmed = max(self._confirmed, version)
+
+    async def _asked(self, path: str, what: str) -> None:
+        """Returns when every worker has answered, or is too late."""
         children = self._children()
-        path = f"/version/{version}"
         answers = await asyncio.gather(
             *(child.ask(path, within_s=CONFIRMED_WITHIN_S) for child in children)
         )
@@ -87,8 +110,7 @@ class Owner:
             child.name for child, answer in zip(children, answers, strict=True) if answer is None
         ]
         if silent:
-            _log.warning("workers did not confirm a change of the catalog", workers=silent)
-        self._confirmed = max(self._confirmed, version)
+            _log.warning(f"workers did not confirm a change of {what}", workers=silent)
 
     async def _seen(self) -> Seen:
         """Of all workers: their calls in flight summed, and the worst that one of them sees."""
@@ -110,10 +132,30 @@ class Owner:
         return seen
 
 
+def _handler(
+    service: str, works: Works, watch: str, changes: Callable[[], AsyncIterator[bytes]]
+) -> grpc.GenericRpcHandler:
+    async def watched(_: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for change in changes():
+                yield change
+        except errors.AiflowError as error:
+            await _abort(context, error)
+
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: grpc.unary_unary_rpc_method_handler(_answering(kind, work))
+        for name, (kind, work) in works.items()
+    }
+    methods[watch.rpartition("/")[2]] = grpc.unary_stream_rpc_method_handler(watched)
+    return grpc.method_handlers_generic_handler(service, methods)
+
+
 def _answering(
     kind: type[Message], work: Callable[[Any], Awaitable[bytes]]
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(request: bytes, context: Context) -> bytes:
+        told = dict(context.invocation_metadata() or ())
+        CALLER.set(str(told.get(policy.CALLER, "")))
         try:
             return await work(kind.FromString(request))
         except DecodeError as error:

@@ -12,6 +12,7 @@ from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.endpoint import Endpoint, State
 from aiflow_router.catalog.mirror import Mirror
+from aiflow_router.policy.policies import Policies
 
 # [backend, address, state, calls in flight]
 Doing = tuple[str, str, int, int]
@@ -25,13 +26,14 @@ def add_routes(
     app: web.Application,
     *,
     mirror: Mirror,
+    policies: Policies,
     census: Census,
     loads: Loads,
     stop_listening: StopListening,
     end_steering: Callable[[], None],
     leave: asyncio.Event,
 ) -> None:
-    """GET /version/N returns once the catalog here is at N.
+    """GET /version/N returns once the catalog here is at N, GET /policy/N once the policy is.
 
     GET /endpoints lists those that are not just ready and idle. POST /leave/INDEX/OF returns once
     nobody listens here, and sets `leave`; then GET /others-left is asked of another worker.
@@ -39,6 +41,10 @@ def add_routes(
 
     async def version(request: web.Request) -> web.Response:
         await mirror.reached(int(request.match_info["version"]))
+        return web.Response(status=204)
+
+    async def policy(request: web.Request) -> web.Response:
+        await policies.reached(int(request.match_info["number"]))
         return web.Response(status=204)
 
     async def endpoints(_: web.Request) -> web.Response:
@@ -56,6 +62,7 @@ def add_routes(
 
     app.router.add_get("/others-left", others_left)
     app.router.add_get("/version/{version}", version)
+    app.router.add_get("/policy/{number}", policy)
     app.router.add_get("/endpoints", endpoints)
     app.router.add_post("/leave/{index}/{of}", leaves)
 

@@ -159,8 +159,7 @@ class Metrics:
             ("backend", "result"),
             registry=self.registry,
         )
-        # The file is read once, and a router does not start with a wrong one: it stays 0.
-        Counter(
+        load_errors = Counter(
             "aiflow_config_load_errors",
             "Configurations that were refused since the start.",
             registry=self.registry,
@@ -173,6 +172,7 @@ class Metrics:
         self.would_eject = _cached(lambda *labels: would_eject.labels(*labels).inc)
         self.checked = _cached(lambda *labels: checks.labels(*labels).inc)
         self.overhead = overhead.observe
+        self.load_error = load_errors.inc
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
 
@@ -187,6 +187,10 @@ class Metrics:
     def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
         """`gates` gives those of each model and service, by name."""
         self.registry.register(_GatesAtScrape(gates))
+
+    def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
+        """`policy` gives the version in force, and the kind of its source."""
+        self.registry.register(_PolicyAtScrape(policy))
 
     def watch_batches(
         self,
@@ -259,9 +263,8 @@ class _GatesAtScrape:
             limits[name] += gates.unary.limit
             for gate in gates.each():
                 depths[name] += gate.waiting
-                for into, counts in ((shed, gate.refused), (watched, gate.would_refuse)):
-                    for labels, count in counts.items():
-                        into[name, *labels] += count
+                shed.update(_named(name, gate.refused))
+                watched.update(_named(name, gate.would_refuse))
         depth = GaugeMetricFamily(
             "aiflow_queue_depth", "Calls that wait for their turn.", labels=("model",)
         )
@@ -281,6 +284,24 @@ class _GatesAtScrape:
                 family.add_metric(found, count)
             families.append(family)
         return families
+
+
+def _named(name: str, counts: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, str, str], int]:
+    return {(name, *labels): count for labels, count in counts.items()}
+
+
+class _PolicyAtScrape:
+    def __init__(self, policy: Callable[[], tuple[str, str]]) -> None:
+        self._policy = policy
+
+    def collect(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily(
+            "aiflow_policy_info",
+            "The policy in force, by version and by what it came from.",
+            labels=("version", "source"),
+        )
+        info.add_metric(self._policy(), 1)
+        return (info,)
 
 
 class _BatchesAtScrape:

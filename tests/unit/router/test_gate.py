@@ -191,12 +191,12 @@ def test_in_shadow_everyone_gets_in_and_is_counted() -> None:
     shadow = gate(limit=1, queue=1, inside=1, shadow=True)
     assert all(join(shadow).entered for _ in range(3))
     assert shadow.inflight == 4
-    assert shadow.refused == {("normal", "OVERLOADED"): 2}
+    assert shadow.would_refuse == {("normal", "OVERLOADED"): 2}
     for _ in range(4):
         shadow.leave(End.ANSWERED, 1.0, 0.0)
     assert shadow.try_enter()
     assert join(shadow, deadline_s=1.5).entered
-    assert shadow.refused["normal", "DEADLINE_UNREACHABLE"] == 1
+    assert shadow.would_refuse["normal", "DEADLINE_UNREACHABLE"] == 1
 
 
 def test_an_adaptive_limit_leaves_streams_to_a_gate_of_their_own() -> None:
