@@ -122,6 +122,13 @@ class Discovery(Section):
             raise ValueError(f"endpoint {'@'.join(twice)} is listed twice")
         return self
 
+    def only_models(self) -> frozenset[str] | None:
+        """The models that there ever can be; None where servers register themselves."""
+        others = (getattr(self, name) for name in type(self).model_fields if name != "static")
+        if any(source is not None for source in others):
+            return None
+        return frozenset(model for item in self.static for model in item.models)
+
 
 class Key(Section):
     name: Name

@@ -153,6 +153,42 @@ class Metrics:
             ("backend", "reason"),
             registry=self.registry,
         )
+        fallbacks = Counter(
+            "aiflow_fallback",
+            "Calls that went on to another model because one failed them.",
+            ("from", "to", "reason"),
+            registry=self.registry,
+        )
+        would_fall_back = Counter(
+            "aiflow_fallback_shadow",
+            "Calls that a fallback in shadow would have sent on.",
+            ("from", "to", "reason"),
+            registry=self.registry,
+        )
+        splits = Counter(
+            "aiflow_split",
+            "Calls to a model that is split, by the model that they were sent to.",
+            ("model", "to"),
+            registry=self.registry,
+        )
+        would_split = Counter(
+            "aiflow_split_shadow",
+            "Calls that a split in shadow would have sent there.",
+            ("model", "to"),
+            registry=self.registry,
+        )
+        stops = Counter(
+            "aiflow_split_stopped",
+            "Times that a guard stopped a side of a split.",
+            ("model", "to", "reason"),
+            registry=self.registry,
+        )
+        would_stop = Counter(
+            "aiflow_split_stopped_shadow",
+            "Times that a guard in shadow would have stopped a side.",
+            ("model", "to", "reason"),
+            registry=self.registry,
+        )
         checks = Counter(
             "aiflow_health_checks",
             "Answers to the router's own health checks, and endpoints that gave none.",
@@ -171,6 +207,12 @@ class Metrics:
         self.ejected = _cached(lambda *labels: ejections.labels(*labels).inc)
         self.would_eject = _cached(lambda *labels: would_eject.labels(*labels).inc)
         self.checked = _cached(lambda *labels: checks.labels(*labels).inc)
+        self.fallback = _cached(lambda *labels: fallbacks.labels(*labels).inc)
+        self.fallback_shadow = _cached(lambda *labels: would_fall_back.labels(*labels).inc)
+        self.split = _cached(lambda *labels: splits.labels(*labels).inc)
+        self.split_shadow = _cached(lambda *labels: would_split.labels(*labels).inc)
+        self.split_stopped = _cached(lambda *labels: stops.labels(*labels).inc)
+        self.split_would_stop = _cached(lambda *labels: would_stop.labels(*labels).inc)
         self.overhead = overhead.observe
         self.load_error = load_errors.inc
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
@@ -191,6 +233,10 @@ class Metrics:
     def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
         """`policy` gives the version in force, and the kind of its source."""
         self.registry.register(_PolicyAtScrape(policy))
+
+    def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        """`shares` gives the parts of each split model's calls, by the model they go to."""
+        self.registry.register(_SplitsAtScrape(shares))
 
     def watch_batches(
         self,
@@ -302,6 +348,22 @@ class _PolicyAtScrape:
         )
         info.add_metric(self._policy(), 1)
         return (info,)
+
+
+class _SplitsAtScrape:
+    def __init__(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        self._shares = shares
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            "aiflow_split_share",
+            "Part of a split model's new calls that is sent to a model, 0 to 1.",
+            labels=("model", "to"),
+        )
+        for model, parts in self._shares().items():
+            for to, part in parts.items():
+                family.add_metric((model, to), part)
+        return (family,)
 
 
 class _BatchesAtScrape:
