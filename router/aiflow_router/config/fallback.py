@@ -24,8 +24,10 @@ class Fallback(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _list(cls, value: Any) -> Any:
-        """`fallback: [a, b]` is short for `fallback: {to: [a, b]}`."""
+    def _as_written(cls, value: Any) -> Any:
+        """`[a, b]` is short for `{to: [a, b]}`, and YAML reads a bare `on` as true."""
+        if isinstance(value, dict):
+            return {"on" if key is True else key: item for key, item in value.items()}
         return {"to": value} if isinstance(value, tuple | list) else value
 
     @model_validator(mode="after")

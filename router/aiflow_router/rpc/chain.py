@@ -20,7 +20,7 @@ from aiflow_router.forwarding.metadata import SESSION, Pair
 from aiflow_router.forwarding.sender import MayRepeat
 from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.course import Course
-from aiflow_router.routing.fallback import due_s
+from aiflow_router.routing.fallback import condition, due_s
 from aiflow_router.routing.name import in_a_sequence, renamed
 from aiflow_router.routing.table import GatedPlan
 from aiflow_router.rpc.detour import Detour
@@ -64,8 +64,9 @@ async def forward_by(
                 may_repeat=may_repeat,
                 gate=plan.gates.unary if inference else None,
             )
-        except BaseException as error:  # noqa: BLE001 - a cancelled call has ended too, and rises
-            failure = way.failed(error)
+        except BaseException as error:
+            if (failure := way.failed(error)) is None:
+                raise
         else:
             way.answered()
             return await front.reply(visit, context, answer)
@@ -95,8 +96,9 @@ async def stream_by(
                     first=way.renamed(message),
                     take=lambda further, call=call: take(further, call),  # type: ignore[misc]
                 )
-        except BaseException as error:  # noqa: BLE001 - as above
-            failure = way.failed(error)
+        except BaseException as error:
+            if (failure := way.failed(error)) is None:
+                raise
         else:
             way.answered(streamed=True)
             return trailing
@@ -223,14 +225,14 @@ class _Way:
         if not streamed:
             self._would_be_late()
 
-    def failed(self, error: BaseException) -> Failure:
-        """The failure, of which others may know a way on; what is none rises."""
-        late = self._front.sender.clock() >= self._deadline_s - _CLOCK_SLACK_S
+    def failed(self, error: BaseException) -> Failure | None:
+        """The failure where others may know a way on; None where the call itself has ended."""
         if not isinstance(error, grpc.aio.AioRpcError | errors.AiflowError):
+            late = self._front.sender.clock() >= self._deadline_s - _CLOCK_SLACK_S
             # gRPC cancels the handler of a call whose time is up.
             if late and isinstance(error, asyncio.CancelledError):
                 self._judge(well=False)
-            raise error
+            return None
         if _code(error) != "CANCELLED":
             self._judge(well=False)
         error.__traceback__ = None  # Or it would keep this call's frames, and they keep it.
@@ -266,11 +268,15 @@ class _Way:
         return True
 
     def verdict(self, failure: Failure) -> Failure:
-        """What the caller is told: what the first candidate said, and beside it the others."""
-        first = self._first
-        if first is None:
+        """What the caller is told.
+
+        A failure that is none of a fallback's conditions is an answer. Where nobody gave one it is
+        what the first candidate said, and beside it what the others did.
+        """
+        first, known = self._first, _typed(failure)
+        if first is None or condition(known.code, known.reason, early=False) is None:
             return failure
-        self._remember(failure, _typed(failure))
+        self._remember(failure, known)
         others = "; ".join(f"{name}: {said}" for name, said in self._said.items())
         told = _typed(first)
         told.metadata = {**told.metadata, "fallback": others}

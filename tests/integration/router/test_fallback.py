@@ -5,7 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -65,17 +65,14 @@ async def routed(
 ) -> AsyncIterator[tuple[Mesh, dict[str, Backend]]]:
     """A route of model `a` with `fallback` and the like, and a backend for each model."""
     config = f"routes: [{{match: {{model: a}}, {fallback}}}{more}]"
-    async with mesh(config) as m:
+    async with AsyncExitStack() as stack:
+        m = await stack.enter_async_context(mesh(config))
         servers: dict[str, Backend] = {}
         for name, handle in handles.items():
-            context = backend(ModelInfer=handle, ModelStreamInfer=handle, ModelReady=handle)
-            servers[name] = await context.__aenter__()
+            methods = dict.fromkeys(("ModelInfer", "ModelStreamInfer", "ModelReady"), handle)
+            servers[name] = await stack.enter_async_context(backend(**methods))
             await m.register(servers[name].address, models=(name,), backend=name)
-        try:
-            yield m, servers
-        finally:
-            for server in servers.values():
-                await server.server.stop(None)
+        yield m, servers
 
 
 async def ask(m: Mesh, request: bytes = b"", **options: Any) -> tuple[bytes, dict[str, Any]]:
