@@ -93,9 +93,7 @@ class Changes(RuleBasedStateMachine):
         self.replayed = Replayed()
         self.loads = Loads(clock=lambda: 0.0)
         self.links = Links(max_message_bytes=1)
-        self.table = Table(
-            loads=self.loads, policies=Policies(), default=POLICY, clock=lambda: 0.0
-        )
+        self.table = Table(loads=self.loads, policies=Policies(), default=POLICY, clock=lambda: 0.0)
         self.publisher = self.loop.run_until_complete(self.made())
 
     async def made(self) -> Publisher:

@@ -87,7 +87,9 @@ def test_from_10_to_50_keeps_the_first_tenth() -> None:
 
 def test_a_stopped_side_gets_no_more_calls_and_its_callers_go_to_the_others() -> None:
     stops: list[tuple[str, Stop]] = []
-    split = sides(Split(weights={"a": 1, "b": 1}, old="a", guard=Guard(errors=0.02, after=10)), stops)
+    split = sides(
+        Split(weights={"a": 1, "b": 1}, old="a", guard=Guard(errors=0.02, after=10)), stops
+    )
     callers = {caller: split.choose(caller) for caller in CALLERS}
     assert set(callers.values()) == {"a", "b"}
     for _ in range(10):
