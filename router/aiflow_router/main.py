@@ -28,6 +28,8 @@ from aiflow_router.identity.keys import Keys
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.keeping import Watched, keeping, of_the_file
 from aiflow_router.policy.policies import Policies
+from aiflow_router.routing.guard import Stop
+from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
 from aiflow_router.rpc import health, http, inside, listener, oip, policy, reflection, registry
 from aiflow_router.rpc.door import Door
@@ -78,7 +80,7 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = _outliers(config, loads=loads, metrics=metrics)
-    table = _table(config, policies, loads=loads)
+    table = _table(config, policies, loads=loads, metrics=metrics)
     front = Front(
         keys=Keys(
             [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
@@ -289,13 +291,28 @@ def _registering(
     return watchers, registry.handlers(front, registry=own, watchers=watchers)
 
 
-def _table(config: Config, policies: Policies, *, loads: Loads) -> Table:
+def _stops(metrics: Metrics) -> OnStop:
+    """Tells of a side of a split that its guard stopped."""
+
+    def told(model: str, side: str, stop: Stop) -> None:
+        if stop.shadow:
+            metrics.split_would_stop(model, side, stop.reason)()
+            _log.warning("a split's side would be stopped", model=model, side=side, why=stop.why)
+        else:
+            metrics.split_stopped(model, side, stop.reason)()
+            _log.error("a split's side is stopped", model=model, side=side, why=stop.why)
+
+    return told
+
+
+def _table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics) -> Table:
     return Table(
         loads=loads,
         policies=policies.current.policies,
         default=Policy(),
         clock=_CLOCK,
         preference=Preference(zone=config.zone, slow_start_s=config.slow_start),
+        on_stop=_stops(metrics),
     )
 
 
@@ -309,6 +326,7 @@ def _follow_policies(
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
+    metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
     metrics.watch_policy(lambda: (policies.current.version, policies.current.source))
 

@@ -137,3 +137,9 @@ class Discovery(Section):
     def grows(self) -> bool:
         """Whether endpoints can come that are not listed."""
         return self.embedded is not None or self.consul is not None
+
+    def only_models(self) -> frozenset[str] | None:
+        """The models that there ever can be; None where servers register themselves."""
+        if self.grows():
+            return None
+        return frozenset(model for item in self.static for model in item.models)

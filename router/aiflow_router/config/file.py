@@ -81,7 +81,7 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
-            for problem in routes.check(found.routes)
+            for problem in routes.check(found.routes, servable=_servable(found))
         ]
         if not problems:
             return found
@@ -89,6 +89,11 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     raise ConfigError(
         [f"{file}:{mark.line + 1}:{mark.column + 1}: {what}" for mark, what in problems]
     )
+
+
+def _servable(found: Config | PolicyDocument) -> frozenset[str] | None:
+    """The models that there ever can be; None where nothing says so."""
+    return found.discovery.only_models() if isinstance(found, Config) else None
 
 
 def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from aiflow_router.config.fallback import Fallback
+from aiflow_router.config.split import Split
 from aiflow_router.config.values import (
     Mode,
     Name,
@@ -133,6 +135,26 @@ class Route(Section):
     overload: Overload = Overload()
     # For `batch_aware`: within what time answers shall come however full the batches.
     latency_aim: Timeout | None = None
+    split: Split | None = None
+    fallback: Fallback | None = None
+
+    @model_validator(mode="after")
+    def _courses(self) -> Route:
+        model = self.match.model
+        if model is None:
+            for key in ("split", "fallback"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"`{key}` is for routes that match a `model`: leave it out")
+            return self
+        if self.split is not None:
+            self.split.check(model)
+        alone = self.split is None or model not in self.split.weights
+        if self.fallback is not None and model in self.fallback.to and alone:
+            raise ValueError(
+                f'`fallback` leads to "{model}" itself, which has failed the call by then: name '
+                "another model"
+            )
+        return self
 
     def policy(self) -> Policy:
         return Policy(
@@ -143,6 +165,8 @@ class Route(Section):
             hedge_after_s=None if self.hedge is None else self.hedge.after_s,
             overload=self.overload.record(),
             latency_aim_s=self.latency_aim,
+            split=None if self.split is None else self.split.record(self.match.model or ""),
+            fallback=None if self.fallback is None else self.fallback.record(),
         )
 
     @model_validator(mode="after")

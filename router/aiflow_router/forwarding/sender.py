@@ -92,7 +92,7 @@ class Sender:
         Raises NoEndpointError when there is none left to try, DeadlineExceededError.
         """
         plan = call.plan
-        while call.attempts < plan.retry.attempts:
+        while call.attempts < call.limit:
             now_s = self.clock()
             untried = plan.pool.open(now_s, self._rng, call)
             if not untried:
@@ -155,7 +155,7 @@ class Sender:
 
         Raises AioRpcError with the backend's own status, or an AiflowError.
         """
-        budget, hedge = call.plan.budget, call.plan.hedge
+        budget, hedge = call.budget, call.plan.hedge
         budget.active += 1
         try:
             if hedge is None:
@@ -184,8 +184,7 @@ class Sender:
             if first.done() or call.load is None or not self._may_hedge(call):
                 return await first
             call.tried.append(call.load)
-            once = replace(plan, retry=replace(plan.retry, attempts=1))
-            other = replace(call, plan=once, attempts=0)
+            other = replace(call, attempts=0, most=1)
             second = asyncio.create_task(self._tried(other, request, may_repeat))
             won = await _first_good(first, second)
         finally:
@@ -194,7 +193,8 @@ class Sender:
                     task.cancel()
                     await asyncio.wait((task,))
             if second is not None:
-                plan.budget.give_back()
+                call.budget.give_back()
+                call.sent = call.sent or other.sent
             call.backend_s = self.clock() - started_s
         # Not before the first attempt has been released, which is counted by its own endpoint.
         call.attempts += other.attempts
@@ -206,14 +206,14 @@ class Sender:
     def _may_hedge(self, call: Call) -> bool:
         if not call.elsewhere(self.clock()):
             return False
-        if call.plan.budget.take():
+        if call.budget.take():
             return True
         self._metrics.hedges(call.plan.name, "over_budget")()
         return False
 
     async def _tried(self, call: Call, request: bytes, may_repeat: MayRepeat) -> Answer:
         """The answer of the first endpoint that gives one, tried one after the other."""
-        budget, retry = call.plan.budget, call.plan.retry
+        retry = call.plan.retry
         # A try that nothing may follow has all the time there is.
         bounded = retry.per_try_timeout_s is not None and may_repeat(request)
         retrying = False
@@ -230,13 +230,13 @@ class Sender:
                 if isinstance(answer, Answer):
                     return answer
                 if retrying:
-                    budget.give_back()
+                    call.budget.give_back()
                     retrying = False
                 before = await self._before_retry(call, answer, request, may_repeat)
                 retrying = True
         finally:
             if retrying:
-                budget.give_back()
+                call.budget.give_back()
 
     async def _attempt(
         self, call: Call, link: Link, request: bytes, *, bounded: bool
@@ -244,6 +244,7 @@ class Sender:
         sent_s = self.clock()
         due_s = call.try_due_s(sent_s) if bounded else call.deadline_s
         outcome = "CANCELLED"
+        call.sent = True
         try:
             answer = await link.ask(
                 call.method,
@@ -303,7 +304,7 @@ class Sender:
         waited = False
         while self.clock() + pause_s < give_up_s:
             await self._sleep(pause_s)
-            if call.plan.budget.take():
+            if call.budget.take():
                 return True
             # Soon again: what is waited for is a place in here, which burdens no backend.
             waited, pause_s = True, backoff_s(1, self._rng)

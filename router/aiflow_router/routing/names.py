@@ -19,6 +19,7 @@ from aiflow_router.forwarding.hedge import Hedge
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import Budget
 from aiflow_router.limits.overload import Gates, Succession, gates, succeeding
+from aiflow_router.routing.course import Course
 from aiflow_router.routing.nearest import nearest as nearest_names
 from aiflow_router.routing.policy import Policy
 from aiflow_sdk import errors
@@ -72,6 +73,11 @@ class Names:
         self._next: Mapping[str, Policy] | None = None
         self._made: dict[str, _Made] = {}
         self._unmade: dict[str, None] = {}
+        self._mentioned: frozenset[str] = frozenset()
+
+    def mention(self, courses: Iterable[Course]) -> None:
+        """The names that routes send calls to are known, whether anything serves them or not."""
+        self._mentioned = frozenset(name for course in courses for name in course.names())
 
     def follow(self, served: Served, moved: Mapping[str, Moves], loads: Loads) -> None:
         """Makes new plans for the names that `moved`."""
@@ -181,6 +187,7 @@ class Names:
         return (
             name in self.catalogued
             or name in self._policies
+            or name in self._mentioned
             or self._left_at_s.get(name, float("-inf")) > self._clock() - REMEMBER_S
         )
 

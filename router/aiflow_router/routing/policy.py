@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import DEFAULT, Overload
+from aiflow_router.routing.fallback import Fallback
+from aiflow_router.routing.split import Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +19,7 @@ class Policy:
         balance: a name in PICKS.
         hedge_after_s: where it is hedged: None means after the 95th percentile.
         latency_aim_s: for `batch_aware`; None with any other.
+        split: of a model's route; None where it asks for none, as with `fallback`.
     """
 
     timeout_s: float = 15.0
@@ -26,6 +29,8 @@ class Policy:
     hedge_after_s: float | None = None
     overload: Overload = DEFAULT
     latency_aim_s: float | None = None
+    split: Split | None = None
+    fallback: Fallback | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

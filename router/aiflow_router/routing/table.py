@@ -20,8 +20,10 @@ from aiflow_router.forwarding.metadata import POLICY_VERSION, Pair
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import Gates
+from aiflow_router.routing.course import Course, courses
 from aiflow_router.routing.names import GatedPlan, Names
 from aiflow_router.routing.policy import Policies, Policy
+from aiflow_router.routing.split import OnStop, nobody_told
 from aiflow_sdk import errors
 
 # Of a swap, the names that are made at once, some 30 us each, and what calls have in between.
@@ -37,6 +39,7 @@ class Table:
     Attributes:
         default: of names that no route has.
         stamp: the trailer that tells the version of the policies in force.
+        courses: by name, of the models whose routes say more than where to: see `Course`.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Table:
         default: Policy,
         clock: Callable[[], float],
         preference: Preference | None = None,
+        on_stop: OnStop = nobody_told,
     ) -> None:
         self._loads = loads
         self._clock = clock
@@ -63,6 +67,9 @@ class Table:
         self.stamp: Pair = (POLICY_VERSION, policies.version)
         self._models = Names("model", policies.models, default, clock, pool)
         self._services = Names("service", policies.services, default, clock, pool)
+        self._on_stop = on_stop
+        self.courses: Mapping[str, Course] = courses(policies.models, on_stop)
+        self._models.mention(self.courses.values())
         self._oip: dict[Key, Load] = {}
 
     def follow(self, snapshot: Snapshot, change: Change) -> None:
@@ -90,15 +97,21 @@ class Table:
             # Names may move in the catalog while others are made, and are made again then.
             while not all(names.make(SLICE_NAMES) for names in both):  # noqa: ASYNC110 - works
                 await asyncio.sleep(SLICE_GAP_S)
+            found = courses(policies.models, self._on_stop, previous=self.courses)
             for names in both:
                 names.begin()
+            self.courses = found
+            self._models.mention(found.values())
             self.stamp = (POLICY_VERSION, policies.version)
         finally:
             for names in both:
                 names.end()
 
     def model(self, name: str) -> GatedPlan:
-        """Raises BadInputError, ModelNotFoundError, NoEndpointError."""
+        """The plan for `name` itself, whatever its course.
+
+        Raises BadInputError, ModelNotFoundError, NoEndpointError.
+        """
         plan = self._models.plans.get(name)
         if plan is not None:
             return plan
@@ -136,10 +149,22 @@ class Table:
         """With the name of each; a model and a service may have the same."""
         return itertools.chain(self._models.gates.items(), self._services.gates.items())
 
+    def split_shares(self) -> Mapping[str, Mapping[str, float]]:
+        """What part of new calls goes where, by model, of those that are split."""
+        return {
+            name: found.sides.shares()
+            for name, found in self.courses.items()
+            if found.sides is not None
+        }
+
     def fillings(self) -> tuple[Filling, ...]:
         """Of the models in the catalog that are balanced by their batches."""
         memories = (plan.memory for plan in self._models.plans.values())
         return tuple(memory.filling for memory in memories if memory.filling is not None)
+
+    def serves(self, name: str) -> bool:
+        """Whether there is an endpoint for the model."""
+        return name in self._models.plans
 
     def services(self) -> frozenset[str]:
         """The services in the catalog."""

@@ -23,6 +23,7 @@ from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
+    FALLBACK,
     POLICY_VERSION,
     PRIORITY,
     REQUEST_ID,
@@ -35,10 +36,12 @@ from aiflow_router.forwarding.metadata import (
 )
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
+from aiflow_router.forwarding.unary import Answer
 from aiflow_router.identity.keys import Keys, Right
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
+from aiflow_router.rpc.detour import Detour
 from aiflow_router.rpc.turn import how_it_ended, take_turn
 from aiflow_router.rpc.uploads import WITHIN_S as UPLOAD_WITHIN_S
 from aiflow_router.rpc.uploads import Uploads
@@ -68,6 +71,7 @@ class Visit:
         policy: the trailer that tells by which version of the policy it goes.
         quiet: not logged when it ends well.
         queued_s: time it waited for its turn.
+        detour: what became of it at models that it fell back from; None where there are none.
     """
 
     method: str
@@ -80,6 +84,7 @@ class Visit:
     tenant: str = UNKNOWN
     call: Call | None = None
     queued_s: float = 0.0
+    detour: Detour | None = None
     ended_s: float = 0.0
     code: str = ""
     reason: str = ""
@@ -99,7 +104,13 @@ class Visit:
 
     @property
     def attempts(self) -> int:
-        return 0 if self.call is None else self.call.attempts
+        before = 0 if self.detour is None else self.detour.attempts
+        return before if self.call is None else before + self.call.attempts
+
+    @property
+    def fallback(self) -> str:
+        """Why it fell back, each time that it did."""
+        return "" if self.detour is None else ",".join(self.detour.reasons)
 
     @property
     def duration_s(self) -> float:
@@ -110,9 +121,14 @@ class Visit:
         """Of a unary call that was passed on; in a stream others' waiting cannot be told apart."""
         if not self.unary or self.call is None:
             return None
-        return max(0.0, self.duration_s - self.call.backend_s - self.queued_s)
+        backend_s = self.call.backend_s
+        if self.detour is not None:
+            backend_s += self.detour.backend_s
+        return max(0.0, self.duration_s - backend_s - self.queued_s)
 
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
+        if self.detour is not None:
+            metadata = (*metadata, (FALLBACK, self.fallback))
         if self.call is None:
             own = (REQUEST_ID, self.head.request_id), (SERVED_BY, "router")
             return (*metadata, *own, self.policy)
@@ -121,7 +137,7 @@ class Visit:
             self.policy,
             (REQUEST_ID, self.head.request_id),
             (SERVED_BY, self.call.served_by()),
-            (ATTEMPTS, str(self.call.attempts)),
+            (ATTEMPTS, str(self.attempts)),
         )
 
 
@@ -157,7 +173,7 @@ class Front:
         self.active = 0
         self.uploads = Uploads(clock=sender.clock, within_s=UPLOAD_WITHIN_S)
         self._keys = keys
-        self._metrics = metrics
+        self.metrics = metrics
         self._journal = journal
         self._clock = sender.clock
         self._one_left = asyncio.Event()
@@ -232,14 +248,15 @@ class Front:
             self._one_left.clear()
             await self._one_left.wait()
 
-    def check_size(self, message: bytes) -> None:
-        """Raises MessageTooLargeError.
+    def check_size(self, message: bytes) -> bytes:
+        """The message. Raises MessageTooLargeError.
 
         The transport's own limit is twice as high, so that this error can say what the limit is
         and where it is set.
         """
         if len(message) > self.limit_bytes:
             raise too_large("the message", len(message), limit_bytes=self.limit_bytes)
+        return message
 
     async def forward(
         self,
@@ -256,19 +273,29 @@ class Front:
         Raises AioRpcError, AiflowError.
         """
         call = self.call(visit, plan, context, timeout_s=plan.timeout_s)
+        answer = await self.send(visit, call, request, may_repeat=may_repeat, gate=gate)
+        return await self.reply(visit, context, answer)
+
+    async def send(
+        self, visit: Visit, call: Call, request: bytes, *, may_repeat: MayRepeat, gate: Gate | None
+    ) -> Answer:
+        """Passes `call` on, through `gate` if there is one. Raises AioRpcError, AiflowError."""
         if gate is None:
+            return await self.sender.unary(call, request, may_repeat=may_repeat)
+        if not gate.try_enter():
+            await self._turn(visit, gate, call, patience_s=math.inf)
+        try:
             answer = await self.sender.unary(call, request, may_repeat=may_repeat)
-        else:
-            if not gate.try_enter():
-                await self._turn(visit, gate, call, patience_s=math.inf)
-            try:
-                answer = await self.sender.unary(call, request, may_repeat=may_repeat)
-            except BaseException as error:
-                now_s = self._clock()
-                end = how_it_ended(error, deadline_s=call.deadline_s, now_s=now_s)
-                gate.leave(end, call.backend_s, now_s)
-                raise
-            gate.leave(End.ANSWERED, call.backend_s, self._clock())
+        except BaseException as error:
+            now_s = self._clock()
+            end = how_it_ended(error, deadline_s=call.deadline_s, now_s=now_s)
+            gate.leave(end, call.backend_s, now_s)
+            raise
+        gate.leave(End.ANSWERED, call.backend_s, self._clock())
+        return answer
+
+    async def reply(self, visit: Visit, context: Context, answer: Answer) -> bytes:
+        """The message for the caller, whom the metadata is told."""
         if answer.initial and (initial := back(answer.initial)):
             await context.send_initial_metadata(tuple(initial))
         trailing = back(answer.trailing) if answer.trailing else ()
@@ -290,7 +317,7 @@ class Front:
     async def _turn(self, visit: Visit, gate: Gate, call: Call, *, patience_s: float) -> None:
         priority = next((str(value) for name, value in call.onward if name == PRIORITY), "")
         try:
-            visit.queued_s = await take_turn(
+            waited_s = await take_turn(
                 gate,
                 call.plan.name,
                 priority=priority,
@@ -301,8 +328,9 @@ class Front:
         except errors.AiflowError:
             visit.call = None  # It went nowhere: the router answers.
             raise
-        if visit.queued_s:
-            self._metrics.queue_wait(call.plan.name)(visit.queued_s)
+        if waited_s:
+            visit.queued_s += waited_s
+            self.metrics.queue_wait(call.plan.name)(waited_s)
 
     def call(
         self, visit: Visit, plan: Plan, context: Context, *, timeout_s: float = math.inf

@@ -25,6 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
 from aiflow_router.telemetry.histograms import Histograms
+from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
 
@@ -152,6 +153,42 @@ class Metrics:
             ("backend", "reason"),
             registry=self.registry,
         )
+        fallbacks = Counter(
+            "aiflow_fallback",
+            "Calls that went on to another model because one failed them.",
+            ("from", "to", "reason"),
+            registry=self.registry,
+        )
+        would_fall_back = Counter(
+            "aiflow_fallback_shadow",
+            "Calls that a fallback in shadow would have sent on.",
+            ("from", "to", "reason"),
+            registry=self.registry,
+        )
+        splits = Counter(
+            "aiflow_split",
+            "Calls to a model that is split, by the model that they were sent to.",
+            ("model", "to"),
+            registry=self.registry,
+        )
+        would_split = Counter(
+            "aiflow_split_shadow",
+            "Calls that a split in shadow would have sent there.",
+            ("model", "to"),
+            registry=self.registry,
+        )
+        stops = Counter(
+            "aiflow_split_stopped",
+            "Times that a guard stopped a side of a split.",
+            ("model", "to", "reason"),
+            registry=self.registry,
+        )
+        would_stop = Counter(
+            "aiflow_split_stopped_shadow",
+            "Times that a guard in shadow would have stopped a side.",
+            ("model", "to", "reason"),
+            registry=self.registry,
+        )
         checks = Counter(
             "aiflow_health_checks",
             "Answers to the router's own health checks, and endpoints that gave none.",
@@ -170,6 +207,12 @@ class Metrics:
         self.ejected = _cached(lambda *labels: ejections.labels(*labels).inc)
         self.would_eject = _cached(lambda *labels: would_eject.labels(*labels).inc)
         self.checked = _cached(lambda *labels: checks.labels(*labels).inc)
+        self.fallback = _cached(lambda *labels: fallbacks.labels(*labels).inc)
+        self.fallback_shadow = _cached(lambda *labels: would_fall_back.labels(*labels).inc)
+        self.split = _cached(lambda *labels: splits.labels(*labels).inc)
+        self.split_shadow = _cached(lambda *labels: would_split.labels(*labels).inc)
+        self.split_stopped = _cached(lambda *labels: stops.labels(*labels).inc)
+        self.split_would_stop = _cached(lambda *labels: would_stop.labels(*labels).inc)
         self.overhead = overhead.labels().observe
         self.load_error = load_errors.inc
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
@@ -197,6 +240,10 @@ class Metrics:
     def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
         """`policy` gives the version in force, and the kind of its source."""
         self.registry.register(_PolicyAtScrape(policy))
+
+    def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        """`shares` gives the parts of each split model's calls, by the model they go to."""
+        self.registry.register(SplitsAtScrape(shares))
 
     def watch_batches(
         self,

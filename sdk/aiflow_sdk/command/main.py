@@ -13,6 +13,7 @@ from aiflow_sdk.errors import AiflowError
 # One line each, so that --help needs no import; and the extra that brings what it needs.
 _KNOWN = {
     "call": ("Call any method of a typed service.", ""),
+    "canary": ("Give a model's new version more of its calls.", ""),
     "check": ("Check a configuration file.", "router"),
     "infer": ("Ask a model.", ""),
     "policy": ("See and change the routes of a running router.", "router"),

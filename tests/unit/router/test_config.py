@@ -67,11 +67,6 @@ def test_an_empty_file_means_the_defaults() -> None:
         ),
         pytest.param("limits: []", "f:1:1: unknown key `limits`", id="limits are not yet there"),
         pytest.param(
-            "routes:\n- match: {model: a}\n  split: {a: 95, b: 5}",
-            "f:3:3: unknown key `routes.0.split`",
-            id="a split is not yet there",
-        ),
-        pytest.param(
             "discovery: {consul: {adress: x}}", "did you mean `address`?", id="a key of Consul"
         ),
         pytest.param(

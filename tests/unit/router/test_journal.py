@@ -22,6 +22,7 @@ class Call:
     label: str = "detector"
     method: str = "/a.B/C"
     endpoint: str = "detector@h:1"
+    fallback: str = ""
     attempts: int = 1
     reason: str = ""
     duration_s: float = 0.02
