@@ -104,8 +104,7 @@ async def serving(
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
     _follow_policies(policies, table=table, batches=batches, healths=healths, metrics=metrics)
-    followers = (loads, table, healths, kinds, batches, links)
-    for follower in followers:
+    for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
