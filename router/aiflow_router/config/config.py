@@ -81,6 +81,9 @@ class StaticEndpoint(Section):
     services: tuple[str, ...] = ()
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
     zone: Zone = ""
+    # What `aiflow status` shows.
+    version: str = ""
+    device: str = ""
 
     @model_validator(mode="after")
     def _fields(self) -> StaticEndpoint:
@@ -91,6 +94,8 @@ class StaticEndpoint(Section):
             models=self.models,
             services=self.services,
             weight=self.weight,
+            version=self.version,
+            device=self.device,
         )
         if wrong:
             raise ValueError("; ".join(f"{field}: {why}" for field, why in wrong.items()))
@@ -105,6 +110,8 @@ class StaticEndpoint(Section):
             services=tuple(dict.fromkeys(self.services)),
             weight=self.weight,
             zone=self.zone,
+            version=self.version,
+            device=self.device,
         )
 
 

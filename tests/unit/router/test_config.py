@@ -155,6 +155,12 @@ def test_an_empty_file_means_the_defaults() -> None:
             id="a static endpoint with a bad address",
         ),
         pytest.param(
+            "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [m], "
+            'device: "gpu\\e[2J"}]}',
+            "device: must be at most 128 printable characters",
+            id="a static endpoint with a device that paints",
+        ),
+        pytest.param(
             "discovery: {static: [{backend: b, address: 'h:1', protocol: oip}]}",
             "at least one model",
             id="a static endpoint without models",
