@@ -28,6 +28,7 @@ from aiflow_router.routing.table import Policy, Table
 from aiflow_router.rpc import health, http, inside, listener, oip, reflection, registry
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
+from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.visit import Front
 from aiflow_router.rpc.watch import Relays, Watchers
@@ -62,37 +63,23 @@ async def serving(
     """
     config = config or Config()
     leave_out_callers_bytes()
-    limit_bytes = config.listen.max_message_mb * 1024 * 1024
     metrics = Metrics()
     journal = Journal(metrics=metrics, write=access_write)
     catalog: Catalog | Mirror = _catalog(config) if shared is None else shared.mirror
     loads = Loads(clock=_CLOCK, slow_start_s=config.slow_start)
-    links = Links(max_message_bytes=limit_bytes)
+    links = Links(max_message_bytes=config.listen.max_message_bytes())
     kinds = Kinds(links=links)
     batches = _batches(config, links=links, loads=loads)
     outliers = _outliers(config, loads=loads, metrics=metrics)
     table = _table(config, loads=loads)
-    front = Front(
-        keys=Keys(
-            [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
-        ),
-        table=table,
-        sender=Sender(
-            links=links,
-            outliers=outliers,
-            journal=journal,
-            metrics=metrics,
-            clock=_CLOCK,
-            limit_bytes=limit_bytes,
-        ),
-        metrics=metrics,
-        journal=journal,
-        limit_bytes=limit_bytes,
+    front = _front(
+        config, table=table, links=links, outliers=outliers, journal=journal, metrics=metrics
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
     metrics.watch(census, undescribed=kinds.pending)
     metrics.watch_gates(table.gates)
+    metrics.watch_caches(table.caches)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
@@ -102,9 +89,8 @@ async def serving(
 
     async with AsyncExitStack() as stack:
         stack.callback(journal.settle)
-        stack.push_async_callback(links.close)
-        stack.push_async_callback(kinds.close)
-        stack.push_async_callback(batches.close)
+        for close in (links.close, kinds.close, batches.close, front.shadows.close):
+            stack.push_async_callback(close)
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, _checks(config, links=links, loads=loads, metrics=metrics).run())
@@ -200,6 +186,37 @@ async def _listen_inside(
     return await listen_inside(stack, app, shared.http)
 
 
+def _front(
+    config: Config,
+    *,
+    table: Table,
+    links: Links,
+    outliers: Outliers,
+    journal: Journal,
+    metrics: Metrics,
+) -> Front:
+    limit_bytes = config.listen.max_message_bytes()
+    sender = Sender(
+        links=links,
+        outliers=outliers,
+        journal=journal,
+        metrics=metrics,
+        clock=_CLOCK,
+        limit_bytes=limit_bytes,
+    )
+    return Front(
+        keys=Keys(
+            [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
+        ),
+        table=table,
+        sender=sender,
+        shadows=Shadows(table=table, sender=sender, metrics=metrics),
+        metrics=metrics,
+        journal=journal,
+        limit_bytes=limit_bytes,
+    )
+
+
 def _batches(config: Config, *, links: Links, loads: Loads) -> Batches:
     models = frozenset(
         route.match.model
@@ -269,6 +286,8 @@ def _table(config: Config, *, loads: Loads) -> Table:
                 hedge_after_s=None if route.hedge is None else route.hedge.after_s,
                 overload=route.overload.record(),
                 latency_aim_s=route.latency_aim,
+                cache=None if route.cache is None else route.cache.rule(),
+                shadow=None if route.shadow is None else route.shadow.rule(),
             ),
         )
         for route in config.routes

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from aiflow_router.config.cache import Cache
+from aiflow_router.config.shadow import Shadow
 from aiflow_router.config.values import (
     Mode,
     Name,
@@ -132,6 +134,8 @@ class Route(Section):
     overload: Overload = Overload()
     # For `batch_aware`: within what time answers shall come however full the batches.
     latency_aim: Timeout | None = None
+    cache: Cache | None = None
+    shadow: Shadow | None = None
 
     @model_validator(mode="after")
     def _effective(self) -> Route:
@@ -139,6 +143,20 @@ class Route(Section):
             raise ValueError("retry.per_try_timeout is not shorter than the route's timeout")
         if self.hedge is not None and (self.hedge.after_s or 0.0) >= self.timeout:
             raise ValueError("hedge.after is not shorter than the route's timeout")
+        return self
+
+    @model_validator(mode="after")
+    def _of_models(self) -> Route:
+        for key, section in (("cache", self.cache), ("shadow", self.shadow)):
+            if section is not None and self.match.service is not None:
+                raise ValueError(
+                    f"`{key}` is for models: the router cannot tell which calls of a service it "
+                    f"may treat so; remove `{key}`, or match a model"
+                )
+        if self.shadow is not None and self.shadow.to == self.match.model:
+            raise ValueError(
+                f'shadow.to is "{self.shadow.to}", the model of this route itself: name another one'
+            )
         return self
 
     @model_validator(mode="after")

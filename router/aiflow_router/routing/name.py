@@ -58,6 +58,21 @@ def model_name(message: bytes) -> str:  # noqa: C901, PLR0912 - one loop over ev
         raise _malformed("its model name is not UTF-8") from None
 
 
+def renamed(message: bytes, name: str) -> bytes:
+    """The message with `name` as its model name, and nothing else changed.
+
+    Of a field that occurs twice the last one counts, so the name that was there may stay.
+    """
+    encoded = name.encode()
+    size = len(encoded)
+    head = bytearray(b"\x0a")
+    while size >= 0x80:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return b"".join((message, head, encoded))
+
+
 def _varint(message: bytes, position: int, *, limit: int) -> tuple[int, int]:
     """The number at `position`, of at most `limit` bytes, and the position after it."""
     value = 0

@@ -17,12 +17,14 @@ from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import PICKS, STEADY, TIMED
 from aiflow_router.balancing.pool import Pool, Preference
+from aiflow_router.caching.cache import Cache, CacheRule
 from aiflow_router.catalog.endpoint import Key, Protocol
 from aiflow_router.catalog.snapshot import Change, Moves, Served, Snapshot
 from aiflow_router.forwarding.hedge import Hedge
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import Budget, RetryPolicy
 from aiflow_router.limits.overload import DEFAULT, Gates, Overload, gates
+from aiflow_router.routing.shadow import ShadowRule
 from aiflow_sdk import errors
 
 # A name is known this long after its last endpoint left: its caller is told to wait, not that it
@@ -47,6 +49,8 @@ class Policy:
         balance: a name in PICKS.
         hedge_after_s: where it is hedged: None means after the 95th percentile.
         latency_aim_s: for `batch_aware`; None with any other.
+        cache: None where answers are not to be given again.
+        shadow: None where no other model gets copies of its calls.
     """
 
     timeout_s: float = 15.0
@@ -56,13 +60,25 @@ class Policy:
     hedge_after_s: float | None = None
     overload: Overload = DEFAULT
     latency_aim_s: float | None = None
+    cache: CacheRule | None = None
+    shadow: ShadowRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedPlan(Plan):
-    """A plan, and the gates by which its calls go in: the name's, so they outlive the plan."""
+    """A plan, and what is the name's and so outlives the plan.
+
+    Attributes:
+        gates: by which its calls go in.
+        cache: None where its answers are not to be given again.
+        version: of the model behind that cache, as its endpoints say it.
+        shadow: None where no other model gets copies of its calls.
+    """
 
     gates: Gates
+    cache: Cache | None = None
+    version: str = ""
+    shadow: ShadowRule | None = None
 
 
 class Table:
@@ -117,6 +133,10 @@ class Table:
             )
         raise self._models.missing(name)
 
+    def planned(self, name: str) -> GatedPlan | None:
+        """The plan for a model, where it is served."""
+        return self._models.plans.get(name)
+
     def service(self, name: str) -> GatedPlan:
         """Raises ServiceNotFoundError, NoEndpointError."""
         plan = self._services.plans.get(name)
@@ -143,6 +163,10 @@ class Table:
     def gates(self) -> Iterable[tuple[str, Gates]]:
         """With the name of each; a model and a service may have the same."""
         return itertools.chain(self._models.gates.items(), self._services.gates.items())
+
+    def caches(self) -> Iterable[tuple[str, Cache]]:
+        """With the model of each."""
+        return self._models.caches.items()
 
     def fillings(self) -> tuple[Filling, ...]:
         """Of the models in the catalog that are balanced by their batches."""
@@ -208,6 +232,7 @@ class _Names:
         # Changed in place: a call takes one plan and keeps it, so nobody sees half a change.
         self.plans: dict[str, GatedPlan] = {}
         self.gates: dict[str, Gates] = {}
+        self.caches: dict[str, Cache] = {}
         self._members: dict[str, dict[Key, Load]] = {}
 
     def follow(self, served: Served, moved: Mapping[str, Moves], loads: Loads) -> None:
@@ -277,10 +302,12 @@ class _Names:
         policy = self._policies.get(name, self._default)
         loads = tuple(members.values())
         pool = self._pool(loads, policy.balance)
+        cache = self._cache(name, policy.cache)
+        version = "" if cache is None else _version(loads)
         previous = self.plans.get(name)
         if previous is not None:
             previous.memory.follow(joined=joined, left=left)
-            return replace(previous, loads=loads, pool=pool)
+            return replace(previous, loads=loads, pool=pool, version=version)
         memory = _memory(name, policy)
         memory.follow(joined=joined, left=left)
         if name not in self.gates:
@@ -297,7 +324,25 @@ class _Names:
             budget=Budget(share=policy.retry.budget, floor=policy.retry.budget_floor),
             hedge=Hedge(after_s=policy.hedge_after_s) if policy.hedged else None,
             gates=self.gates[name],
+            cache=cache,
+            version=version,
+            shadow=policy.shadow,
         )
+
+    def _cache(self, name: str, rule: CacheRule | None) -> Cache | None:
+        """The name's, made anew where the rule is another."""
+        cache = self.caches.get(name)
+        if rule is None:
+            self.caches.pop(name, None)
+            return None
+        if cache is None or cache.rule != rule:
+            cache = self.caches[name] = Cache(rule, clock=self._clock)
+        return cache
+
+
+def _version(loads: Iterable[Load]) -> str:
+    """What all the endpoints say of their version: with a new one no older answer is given."""
+    return repr(sorted({load.endpoint.version for load in loads}))
 
 
 def _memory(name: str, policy: Policy) -> Memory:

@@ -23,6 +23,7 @@ from aiflow_router.forwarding.sender import always, outside_a_sequence
 from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.name import model_name
 from aiflow_router.routing.table import GatedPlan
+from aiflow_router.rpc.inference import infer
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors
 
@@ -77,6 +78,10 @@ class _Oip:
 
     async def model_infer(self, visit: Visit, request: bytes, context: Context) -> bytes:
         plan = self._plan(visit, request)
+        if plan.cache is not None or plan.shadow is not None:
+            call = self._front.call(visit, plan, context, timeout_s=plan.timeout_s)
+            answer = await infer(self._front, visit, call, plan, request)
+            return await self._front.reply(visit, context, answer)
         return await self._front.forward(
             visit, plan, request, context, may_repeat=outside_a_sequence, gate=plan.gates.unary
         )

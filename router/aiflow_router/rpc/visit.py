@@ -23,6 +23,8 @@ from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
+    CACHE,
+    CACHE_AGE,
     PRIORITY,
     REQUEST_ID,
     SERVED_BY,
@@ -34,10 +36,12 @@ from aiflow_router.forwarding.metadata import (
 )
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
+from aiflow_router.forwarding.unary import Answer
 from aiflow_router.identity.keys import Keys, Right
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
+from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.rpc.turn import how_it_ended, take_turn
 from aiflow_router.rpc.uploads import WITHIN_S as UPLOAD_WITHIN_S
 from aiflow_router.rpc.uploads import Uploads
@@ -64,7 +68,9 @@ class Visit:
         label: the model or service where the router knows it; a label of metrics.
         asked: the model or service as the caller wrote it; for the log.
         quiet: not logged when it ends well.
-        queued_s: time it waited for its turn.
+        queued_s: time it waited for its turn, or for the answer to an equal call.
+        cache: what its route's cache did: hit, miss or skip; empty where there is none.
+        kept_by: who had given the answer that it got from there, as is `kept_s`, its age.
     """
 
     method: str
@@ -80,6 +86,9 @@ class Visit:
     code: str = ""
     reason: str = ""
     unary: bool = False
+    cache: str = ""
+    kept_by: str = ""
+    kept_s: float = 0.0
 
     @property
     def request_id(self) -> str:
@@ -91,7 +100,7 @@ class Visit:
 
     @property
     def endpoint(self) -> str:
-        return "" if self.call is None else self.call.served_by()
+        return self.kept_by if self.call is None else self.call.served_by()
 
     @property
     def attempts(self) -> int:
@@ -109,8 +118,13 @@ class Visit:
         return max(0.0, self.duration_s - self.call.backend_s - self.queued_s)
 
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
+        if self.cache:
+            metadata = (*metadata, (CACHE, self.cache))
         if self.call is None:
-            return (*metadata, (REQUEST_ID, self.head.request_id), (SERVED_BY, "router"))
+            if self.kept_by:
+                metadata = (*metadata, (CACHE_AGE, str(int(self.kept_s))))
+            served_by = self.kept_by or "router"
+            return (*metadata, (REQUEST_ID, self.head.request_id), (SERVED_BY, served_by))
         return (
             *metadata,
             (REQUEST_ID, self.head.request_id),
@@ -139,12 +153,14 @@ class Front:
         keys: Keys,
         table: Table,
         sender: Sender,
+        shadows: Shadows,
         metrics: Metrics,
         journal: Journal,
         limit_bytes: int,
     ) -> None:
         self.table = table
         self.sender = sender
+        self.shadows = shadows
         self.limit_bytes = limit_bytes
         self.leaving = False
         self.draining = False
@@ -249,19 +265,29 @@ class Front:
         Raises AioRpcError, AiflowError.
         """
         call = self.call(visit, plan, context, timeout_s=plan.timeout_s)
+        answer = await self.send(visit, call, request, may_repeat=may_repeat, gate=gate)
+        return await self.reply(visit, context, answer)
+
+    async def send(
+        self, visit: Visit, call: Call, request: bytes, *, may_repeat: MayRepeat, gate: Gate | None
+    ) -> Answer:
+        """Passes `call` on, through `gate` if there is one. Raises AioRpcError, AiflowError."""
         if gate is None:
+            return await self.sender.unary(call, request, may_repeat=may_repeat)
+        if not gate.try_enter():
+            await self._turn(visit, gate, call, patience_s=math.inf)
+        try:
             answer = await self.sender.unary(call, request, may_repeat=may_repeat)
-        else:
-            if not gate.try_enter():
-                await self._turn(visit, gate, call, patience_s=math.inf)
-            try:
-                answer = await self.sender.unary(call, request, may_repeat=may_repeat)
-            except BaseException as error:
-                now_s = self._clock()
-                end = how_it_ended(error, deadline_s=call.deadline_s, now_s=now_s)
-                gate.leave(end, call.backend_s, now_s)
-                raise
-            gate.leave(End.ANSWERED, call.backend_s, self._clock())
+        except BaseException as error:
+            now_s = self._clock()
+            end = how_it_ended(error, deadline_s=call.deadline_s, now_s=now_s)
+            gate.leave(end, call.backend_s, now_s)
+            raise
+        gate.leave(End.ANSWERED, call.backend_s, self._clock())
+        return answer
+
+    async def reply(self, visit: Visit, context: Context, answer: Answer) -> bytes:
+        """The message for the caller, whom the metadata is told."""
         if answer.initial and (initial := back(answer.initial)):
             await context.send_initial_metadata(tuple(initial))
         trailing = back(answer.trailing) if answer.trailing else ()
@@ -283,7 +309,7 @@ class Front:
     async def _turn(self, visit: Visit, gate: Gate, call: Call, *, patience_s: float) -> None:
         priority = next((str(value) for name, value in call.onward if name == PRIORITY), "")
         try:
-            visit.queued_s = await take_turn(
+            waited_s = await take_turn(
                 gate,
                 call.plan.name,
                 priority=priority,
@@ -294,8 +320,9 @@ class Front:
         except errors.AiflowError:
             visit.call = None  # It went nowhere: the router answers.
             raise
-        if visit.queued_s:
-            self._metrics.queue_wait(call.plan.name)(visit.queued_s)
+        if waited_s:
+            visit.queued_s += waited_s
+            self._metrics.queue_wait(call.plan.name)(waited_s)
 
     def call(
         self, visit: Visit, plan: Plan, context: Context, *, timeout_s: float = math.inf

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -78,6 +79,24 @@ class Gates(Protocol):
     def limited(self) -> bool: ...
 
     def each(self) -> Iterable[Gate]: ...
+
+
+class Cached(Protocol):
+    """What the scrape reads of a model's cache."""
+
+    @property
+    def counts(self) -> Mapping[Any, int]: ...
+
+    @property
+    def store(self) -> Stored: ...
+
+
+class Stored(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def evicted(self) -> Mapping[str, int]: ...
 
 
 class Filled(Protocol):
@@ -151,6 +170,19 @@ class Metrics:
             ("backend", "reason"),
             registry=self.registry,
         )
+        shadows = Counter(
+            "aiflow_shadow",
+            "Copies of calls for another model, by what came of them beside the real ones.",
+            ("model", "to", "outcome"),
+            registry=self.registry,
+        )
+        shadow_s = Histogram(
+            "aiflow_shadow_seconds",
+            "Time until backends answered, of calls that were answered on both sides.",
+            ("model", "to", "side"),
+            buckets=_DURATION_BUCKETS_S,
+            registry=self.registry,
+        )
         checks = Counter(
             "aiflow_health_checks",
             "Answers to the router's own health checks, and endpoints that gave none.",
@@ -171,6 +203,8 @@ class Metrics:
         self.would_eject = _cached(lambda *labels: would_eject.labels(*labels).inc)
         self.checked = _cached(lambda *labels: checks.labels(*labels).inc)
         self.overhead = overhead.labels().observe
+        self.shadowed = _cached(lambda *labels: shadows.labels(*labels).inc)
+        self.shadow_s = _cached(lambda *labels: shadow_s.labels(*labels).observe)
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
 
@@ -192,6 +226,10 @@ class Metrics:
     def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
         """`gates` gives those of each model and service, by name."""
         self.registry.register(_GatesAtScrape(gates))
+
+    def watch_caches(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
+        """`caches` gives those of models whose routes have one, by name."""
+        self.registry.register(_CachesAtScrape(caches))
 
     def watch_batches(
         self,
@@ -286,6 +324,33 @@ class _GatesAtScrape:
                 family.add_metric(found, count)
             families.append(family)
         return families
+
+
+class _CachesAtScrape:
+    def __init__(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
+        self._caches = caches
+
+    def collect(self) -> Iterable[Metric]:
+        calls = CounterMetricFamily(
+            "aiflow_cache",
+            "Calls to models with a cache, by what became of them there.",
+            labels=("model", "result"),
+        )
+        size = GaugeMetricFamily(
+            "aiflow_cache_bytes", "Of the answers that are kept.", labels=("model",)
+        )
+        evicted = CounterMetricFamily(
+            "aiflow_cache_evictions",
+            "Answers that are not kept any more, for want of room or because of their age.",
+            labels=("model", "reason"),
+        )
+        for name, cache in self._caches():
+            size.add_metric((name,), cache.store.size_bytes)
+            for result, count in cache.counts.items():
+                calls.add_metric((name, result), count)
+            for reason, count in cache.store.evicted.items():
+                evicted.add_metric((name, reason), count)
+        return (calls, size, evicted)
 
 
 class _BatchesAtScrape:

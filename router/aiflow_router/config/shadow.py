@@ -1,0 +1,43 @@
+"""A route's `shadow`: another model gets copies of its calls, and the answers are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from aiflow_router.config.values import Name, Section
+from aiflow_router.routing.shadow import ShadowRule
+
+
+def _percent(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 100:
+        return float(value)
+    raise ValueError(
+        "must be a number above 0 and up to 100, such as 10; to copy no calls leave `shadow` out"
+    )
+
+
+class Shadow(Section):
+    to: Name
+    percent: Annotated[float, BeforeValidator(_percent)]
+    # Copies under way at once, in each worker; further ones are dropped.
+    max_in_flight: Annotated[int, Field(ge=1, le=1000)] = 16
+
+    def rule(self) -> ShadowRule:
+        return ShadowRule(to=self.to, share=self.percent / 100, max_in_flight=self.max_in_flight)
+
+
+def circles(targets: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The circles among shadows, each once, from the first of its models on; `targets` by model."""
+    found: list[tuple[str, ...]] = []
+    seen: set[str] = set()
+    for start in targets:
+        way = [start]
+        while (to := targets.get(way[-1])) is not None and to not in way and to not in seen:
+            way.append(to)
+        if to in way:
+            found.append(tuple(way[way.index(to) :]))
+        seen.update(way)
+    return found
