@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from aiflow_router.catalog.endpoint import Endpoint, Protocol
 from aiflow_router.catalog.fields import violations
 from aiflow_router.config.health import Ejection, Health
 from aiflow_router.config.route import Route
+from aiflow_router.config.shadow import circles
 from aiflow_router.config.values import (
     Duration,
     ListenAddress,
@@ -19,6 +21,7 @@ from aiflow_router.config.values import (
     Section,
     Timeout,
     Zone,
+    at,
     first_twice,
 )
 from aiflow_router.identity.keys import KeyRecord
@@ -131,6 +134,10 @@ class Discovery(Section):
             raise ValueError(f"endpoint {'@'.join(twice)} is listed twice")
         return self
 
+    def only_static(self) -> bool:
+        """Whether no endpoint can come that is not listed here."""
+        return self.embedded is None
+
 
 class Key(Section):
     name: Name
@@ -169,6 +176,34 @@ class Config(Section):
     slow_start: Duration = 10.0
     health: Health = Health()
     ejection: Ejection = Ejection()
+
+    @model_validator(mode="after")
+    def _shadows(self) -> Config:
+        routes = {route.match.model: index for index, route in enumerate(self.routes)}
+        shadows = {
+            route.match.model: route.shadow.to
+            for route in self.routes
+            if route.match.model is not None and route.shadow is not None
+        }
+        for circle in circles(shadows):
+            raise at(
+                *("routes", routes[circle[0]], "shadow", "to"),
+                why=f"shadows go in a circle, {' -> '.join((*circle, circle[0]))}: copies are not "
+                "copied again, so each call would only be made twice; remove one of them",
+            )
+        if not self.discovery.only_static():
+            return self
+        served = {name for item in self.discovery.static for name in item.models}
+        for name, to in shadows.items():
+            if to not in served:
+                nearest = difflib.get_close_matches(to, served, n=1)
+                hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
+                raise at(
+                    *("routes", routes[name], "shadow", "to"),
+                    why=f'no static endpoint serves "{to}" and none can register, so nothing would '
+                    f"be copied: {hint}list an endpoint for it under discovery.static",
+                )
+        return self
 
     @model_validator(mode="after")
     def _once(self) -> Config:

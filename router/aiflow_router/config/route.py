@@ -14,6 +14,7 @@ from aiflow_router.config.values import (
     Percent,
     Section,
     Timeout,
+    at,
     positive,
     seconds,
     written,
@@ -149,13 +150,15 @@ class Route(Section):
     def _of_models(self) -> Route:
         for key, section in (("cache", self.cache), ("shadow", self.shadow)):
             if section is not None and self.match.service is not None:
-                raise ValueError(
-                    f"`{key}` is for models: the router cannot tell which calls of a service it "
-                    f"may treat so; remove `{key}`, or match a model"
+                raise at(
+                    key,
+                    why="is for models: the router cannot tell which calls of a service it may "
+                    f"treat so; remove `{key}`, or match a model",
                 )
         if self.shadow is not None and self.shadow.to == self.match.model:
-            raise ValueError(
-                f'shadow.to is "{self.shadow.to}", the model of this route itself: name another one'
+            raise at(
+                *("shadow", "to"),
+                why=f'"{self.shadow.to}" is the model of this route itself: name another one',
             )
         return self
 

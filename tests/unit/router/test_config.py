@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiflow_router.caching.cache import CacheRule
 from aiflow_router.config.config import Config
 from aiflow_router.config.file import ConfigError, load, parse, plain, printed, with_listen
+from aiflow_router.routing.shadow import ShadowRule
 
 DIGEST = "a" * 64
 
@@ -127,6 +129,58 @@ def test_an_empty_file_means_the_defaults() -> None:
             "must be shorter than `timeout`, which is 1s",
             id="an aim that is met only by failures",
         ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  cache: {max_mb: 8}",
+            "f:3:3: routes.0.cache: needs `ttl`",
+            id="answers kept for no said time",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, cache: {ttl: 1s, mode: off}}]",
+            "nothing else here has an effect",
+            id="a cache that is off, for 1 s",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, cache: {ttl: 1s, max_mb: 0}}]",
+            "routes.0.cache.max_mb",
+            id="a cache without room",
+        ),
+        pytest.param(
+            "routes:\n- match: {service: a.B}\n  cache: {ttl: 1s}",
+            "f:3:3: routes.0.cache: is for models",
+            id="a cache of a service",
+        ),
+        pytest.param(
+            "routes:\n- match: {service: a.B}\n  shadow: {to: b, percent: 1}",
+            "f:3:3: routes.0.shadow: is for models",
+            id="a shadow of a service",
+        ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  shadow: {percent: 5,\n    to: a}",
+            'f:4:5: routes.0.shadow.to: "a" is the model of this route itself',
+            id="a model that is its own shadow",
+        ),
+        *(
+            pytest.param(
+                f"routes: [{{match: {{model: a}}, shadow: {{to: b, percent: {percent}}}}}]",
+                "f:1:46: routes.0.shadow.percent: must be a number above 0 and up to 100",
+                id=f"copies of {percent} percent",
+            )
+            for percent in ("0", "-1", "101", "10%", ".nan", "yes")
+        ),
+        pytest.param(
+            "routes:\n- {match: {model: a}, shadow: {to: b, percent: 1}}\n"
+            "- {match: {model: b}, shadow: {to: c, percent: 1}}\n"
+            "- match: {model: c}\n  shadow: {to: b, percent: 1}",
+            "f:3:32: routes.1.shadow.to: shadows go in a circle, b -> c -> b",
+            id="shadows in a circle",
+        ),
+        pytest.param(
+            "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [a, abc]}]}\n"
+            "routes:\n- match: {model: a}\n  shadow: {to: abd, percent: 1}",
+            'f:4:12: routes.0.shadow.to: no static endpoint serves "abd" and none can register, '
+            'so nothing would be copied: did you mean "abc"?',
+            id="a shadow that nothing serves",
+        ),
         pytest.param("discovery: {}", "name a source", id="no discovery"),
         pytest.param("ejection: {mode: shadw}", "did you mean `shadow`?", id="an unknown mode"),
         pytest.param(
@@ -203,6 +257,25 @@ def test_overload_is_read_with_its_defaults() -> None:
     assert (default.limit, default.queue, default.mode) == (1024, 128, "enforce")
     assert off.mode == "off"
     assert (adaptive.limit, adaptive.lowest, adaptive.highest) == (None, 3, 9)
+    assert parse(printed(config)) == config
+
+
+def test_cache_and_shadow_are_read_and_printed() -> None:
+    config = parse(
+        "routes:\n- {match: {model: a}, cache: {ttl: 60s}, shadow: {to: b, percent: 12.5}}\n"
+        "- {match: {model: b}, cache: {ttl: 1m, max_mb: 1, mode: shadow}}\n"
+        "- {match: {model: c}, cache: {mode: off}}"
+    )
+    kept, watched, off = (route.cache for route in config.routes)
+    assert kept is not None
+    assert watched is not None
+    assert off is not None
+    assert kept.rule() == CacheRule(ttl_s=60, max_bytes=64 * 1024 * 1024)
+    assert watched.rule() == CacheRule(ttl_s=60, max_bytes=1024 * 1024, shadow=True)
+    assert off.rule() is None
+    shadow = config.routes[0].shadow
+    assert shadow is not None
+    assert shadow.rule() == ShadowRule(to="b", share=0.125, max_in_flight=16)
     assert parse(printed(config)) == config
 
 
