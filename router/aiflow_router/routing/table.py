@@ -113,6 +113,7 @@ class Table:
     def follow(self, snapshot: Snapshot, change: Change) -> None:
         self._models.follow(snapshot.models, change.models, self._loads)
         self._services.follow(snapshot.services, change.services, self._loads)
+        self._models.look_at_versions(change)
         for key in change.gone:
             self._oip.pop(key, None)
         for key, entry in change.put.items():
@@ -254,6 +255,16 @@ class _Names:
             if name not in served:
                 self._left_at_s[name] = self._clock()
         self._forget()
+
+    def look_at_versions(self, change: Change) -> None:
+        """An endpoint that registers again with the same names moves none of them."""
+        if not self.caches:
+            return
+        named = {name for entry in change.put.values() for name in entry.endpoint.models}
+        for name in named & self.caches.keys():
+            plan = self.plans.get(name)
+            if plan is not None and (version := _version(plan.loads)) != plan.version:
+                self.plans[name] = replace(plan, version=version)
 
     def _forget(self) -> None:
         """Names that left long ago, or too many names ago, unless calls of one are still inside."""

@@ -78,7 +78,9 @@ def with_output_parameter(name: str) -> bytes:
         pytest.param(with_parameter("timeout"), True, id="another parameter"),
         pytest.param(with_parameter("sequence_id"), False, id="a step of a sequence"),
         pytest.param(with_parameter("shared_memory_region"), False, id="tensors elsewhere"),
-        pytest.param(with_output_parameter("shared_memory_region"), False, id="an answer elsewhere"),
+        pytest.param(
+            with_output_parameter("shared_memory_region"), False, id="an answer elsewhere"
+        ),
         pytest.param(
             request("m", [b"sequence_id shared_memory_"]).SerializeToString(),
             True,
