@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -246,17 +247,23 @@ async def test_a_call_that_waits_keeps_to_its_own_deadline() -> None:
         assert (await lead, run.model.asked) == (b"answer 1", 1)
 
 
-async def test_the_routes_timeout_is_that_of_a_call_that_waits_too() -> None:
+async def test_waiting_and_then_leading_take_no_more_than_the_routes_timeout() -> None:
     model = Numbered()
-    routes = "routes: [{match: {model: m}, timeout: 300ms, cache: {ttl: 60s}}]"
+    routes = "routes: [{match: {model: m}, timeout: 600ms, cache: {ttl: 60s}}]"
     async with backend(ModelInfer=model) as server, mesh(routes) as m:
         await m.register(server.address, models=("m",), services=())
         run = Running(mesh=m, model=model, backend=server)
         lead = await led(run)
-        await asyncio.sleep(0.1)
-        with pytest.raises(grpc.aio.AioRpcError) as first:
-            await lead
-        assert status.from_rpc_error(first.value).code == "DEADLINE_EXCEEDED"
+        await asyncio.sleep(0.3)
+        started_s = time.monotonic()
+        waited = await joined(run, 1)
+        failed = await asyncio.gather(lead, *waited, return_exceptions=True)
+        # It led from the end of the first one on, for what was left of its own time.
+        assert model.asked == 2
+        assert time.monotonic() - started_s < 0.85
+        for error in failed:
+            assert isinstance(error, grpc.aio.AioRpcError)
+            assert status.from_rpc_error(error).code == "DEADLINE_EXCEEDED"
 
 
 async def test_failures_are_not_waited_for_one_after_the_other() -> None:
