@@ -242,6 +242,7 @@ def _checks(config: Config, *, links: Links, loads: Loads, metrics: Metrics) -> 
         links=links,
         loads=loads,
         count=lambda backend, result: metrics.checked(backend, result)(),
+        count_shadow=lambda backend, reason: metrics.would_fail(backend, reason)(),
     )
 
 
@@ -282,8 +283,9 @@ def _table(config: Config, *, loads: Loads) -> Table:
                 timeout_s=route.timeout,
                 balance=route.balance,
                 retry=route.retry.policy(),
-                hedged=route.hedge is not None,
+                hedged=route.hedge is not None and route.hedge.mode != "off",
                 hedge_after_s=None if route.hedge is None else route.hedge.after_s,
+                hedge_shadow=route.hedge is not None and route.hedge.mode == "shadow",
                 overload=route.overload.record(),
                 latency_aim_s=route.latency_aim,
                 cache=None if route.cache is None else route.cache.rule(),

@@ -45,16 +45,25 @@ class Retry(Section):
     # Share of the calls in flight that may be retries or hedges, and how many always may.
     budget: Percent = 0.2
     budget_floor: Annotated[int, Field(ge=0, le=1000)] = 3
+    mode: Mode = "enforce"
 
     @model_validator(mode="after")
     def _another(self) -> Retry:
+        if self.mode == "off":
+            self.without_effect("mode")
+        if self.mode == "shadow" and self.attempts == 1:
+            raise ValueError(
+                "with `attempts: 1` there is no retry to count: say how many `mode: shadow` is to "
+                "count by"
+            )
         if self.per_try_timeout is not None and self.attempts == 1:
             raise ValueError("per_try_timeout has no effect with `attempts: 1`")
         return self
 
     def policy(self) -> RetryPolicy:
         return RetryPolicy(
-            attempts=self.attempts,
+            attempts=self.attempts if self.mode == "enforce" else 1,
+            shadow=self.mode == "shadow",
             per_try_timeout_s=self.per_try_timeout,
             budget=self.budget,
             budget_floor=self.budget_floor,
@@ -74,15 +83,27 @@ def _after_written(value: float | str) -> str:
 
 class HedgePolicy(Section):
     # How long the first endpoint is waited for; "p95": the model's own 95th percentile.
-    after: Annotated[
-        float | Literal["p95"],
-        BeforeValidator(_after),
-        PlainSerializer(_after_written, when_used="json"),
-    ]
+    after: (
+        Annotated[
+            float | Literal["p95"],
+            BeforeValidator(_after),
+            PlainSerializer(_after_written, when_used="json"),
+        ]
+        | None
+    ) = None
+    mode: Mode = "enforce"
+
+    @model_validator(mode="after")
+    def _some(self) -> HedgePolicy:
+        if self.mode == "off":
+            self.without_effect("mode")
+        elif self.after is None:
+            raise ValueError("needs `after`, a time such as `after: 150ms`, or `after: p95`")
+        return self
 
     @property
     def after_s(self) -> float | None:
-        return None if self.after == "p95" else self.after
+        return self.after if isinstance(self.after, float) else None
 
 
 def _limit(value: object) -> object:

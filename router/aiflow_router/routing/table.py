@@ -48,6 +48,7 @@ class Policy:
     Attributes:
         balance: a name in PICKS.
         hedge_after_s: where it is hedged: None means after the 95th percentile.
+        hedge_shadow: where it is hedged: that is counted and not done.
         latency_aim_s: for `batch_aware`; None with any other.
         cache: None where answers are not to be given again.
         shadow: None where no other model gets copies of its calls.
@@ -58,6 +59,7 @@ class Policy:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     hedged: bool = False
     hedge_after_s: float | None = None
+    hedge_shadow: bool = False
     overload: Overload = DEFAULT
     latency_aim_s: float | None = None
     cache: CacheRule | None = None
@@ -333,7 +335,11 @@ class _Names:
             memory=memory,
             retry=policy.retry,
             budget=Budget(share=policy.retry.budget, floor=policy.retry.budget_floor),
-            hedge=Hedge(after_s=policy.hedge_after_s) if policy.hedged else None,
+            hedge=(
+                Hedge(after_s=policy.hedge_after_s, shadow=policy.hedge_shadow)
+                if policy.hedged
+                else None
+            ),
             gates=self.gates[name],
             cache=cache,
             version=version,

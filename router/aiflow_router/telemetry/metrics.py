@@ -146,6 +146,24 @@ class Metrics:
             ("model", "result"),
             registry=self.registry,
         )
+        would_hedge = Counter(
+            "aiflow_hedges_shadow",
+            "Second endpoints that `hedge.mode: shadow` did not ask.",
+            ("model",),
+            registry=self.registry,
+        )
+        would_retry = Counter(
+            "aiflow_retries_shadow",
+            "Retries that `retry.mode: shadow` did not make.",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        would_fail = Counter(
+            "aiflow_health_shadow",
+            "Endpoints that `health.mode: shadow` did not take out.",
+            ("backend", "reason"),
+            registry=self.registry,
+        )
         budget_spent = Counter(
             "aiflow_retry_budget_exhausted",
             "Calls that failed because too many others were retrying already.",
@@ -206,6 +224,9 @@ class Metrics:
         self.shadowed = _cached(lambda *labels: shadows.labels(*labels).inc)
         self.shadow_s = _cached(lambda *labels: shadow_s.labels(*labels).observe)
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
+        self.would_hedge = _cached(lambda model: would_hedge.labels(model).inc)
+        self.would_retry = _cached(lambda *labels: would_retry.labels(*labels).inc)
+        self.would_fail = _cached(lambda *labels: would_fail.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
 
     def _histograms(

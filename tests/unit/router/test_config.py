@@ -189,6 +189,12 @@ def test_an_empty_file_means_the_defaults() -> None:
         pytest.param(
             "health: {active: false, interval: 9s}", "nothing else here", id="no checks every 9 s"
         ),
+        pytest.param(
+            "health: {mode: off}", "`active: false` switches", id="checks that are off elsewhere"
+        ),
+        pytest.param(
+            "health: {active: false, mode: shadow}", "nothing else here", id="no checks, counted"
+        ),
         pytest.param("ejection: {max_percent: 0}", "greater than 0", id="a floor that is a wall"),
         pytest.param(
             "ejection: {base_time: 10m}", "max_time is shorter", id="a longest time too short"
@@ -315,7 +321,16 @@ def test_the_example_in_the_documentation_is_valid() -> None:
         ),
         pytest.param("retry: {per_try_timeout: 20s}", "not shorter", id="a try as long as a call"),
         pytest.param("hedge: {after: 15s}", "not shorter", id="a hedge when all is over"),
-        pytest.param("hedge: {}", "hedge.after: Field required", id="a hedge without a time"),
+        pytest.param("hedge: {}", "hedge: needs `after`", id="a hedge without a time"),
+        pytest.param(
+            "hedge: {after: p95, mode: off}", "nothing else here", id="a hedge that is off, at p95"
+        ),
+        pytest.param(
+            "retry: {attempts: 3, mode: off}", "nothing else here", id="three tries, but none"
+        ),
+        pytest.param(
+            "retry: {attempts: 1, mode: shadow}", "no retry to count", id="one try, to be counted"
+        ),
         pytest.param("retry: {budget: 20}", 'such as "20%"', id="a share without its sign"),
         pytest.param("retry: {budget: 120%}", "0% to 100%", id="more than all calls"),
     ],
@@ -327,7 +342,7 @@ def test_a_setting_that_could_not_matter_is_refused(route: str, expected: str) -
 
 
 def test_retries_and_hedges_are_printed_as_they_are_written() -> None:
-    text = "retry: {per_try_timeout: 250ms, budget: 12.5%}, hedge: {after: p95}"
+    text = "retry: {per_try_timeout: 250ms, budget: 12.5%}, hedge: {after: p95, mode: shadow}"
     shown = printed(parse(f"routes: [{{match: {{model: m}}, {text}}}]"))
     for line in ("per_try_timeout: 0.25s", "budget: 12.5%", "after: p95"):
         assert line in shown

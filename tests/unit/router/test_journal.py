@@ -23,6 +23,7 @@ class Call:
     method: str = "/a.B/C"
     endpoint: str = "detector@h:1"
     attempts: int = 1
+    cache: str = ""
     reason: str = ""
     duration_s: float = 0.02
     ended_s: float = 0.0
