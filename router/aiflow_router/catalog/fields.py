@@ -41,7 +41,7 @@ def address_problem(address: str, *, lowest_port: int = 1) -> str:
     return ""
 
 
-def violations(  # noqa: C901 - one flat line a rule
+def violations(  # noqa: C901, PLR0912 - one flat line a rule
     *,
     backend: str,
     address: str,
