@@ -30,9 +30,11 @@ async def infer(front: Front, visit: Visit, call: Call, plan: GatedPlan, request
 
     Raises AioRpcError, AiflowError.
     """
-    asking = _Asking(front=front, visit=visit, call=call, plan=plan, request=request)
     if (plan.cache is None and plan.shadow is None) or not self_contained(request):
-        return await asking.send()
+        return await front.send(
+            visit, call, request, may_repeat=outside_a_sequence, gate=plan.gates.unary
+        )
+    asking = _Asking(front=front, visit=visit, call=call, plan=plan, request=request)
     if plan.cache is None:
         return await asking.ask()
     size = len(request)
