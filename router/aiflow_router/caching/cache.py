@@ -38,7 +38,7 @@ class Kept:
     served_by: str
 
     def size_bytes(self) -> int:
-        pairs = (*self.answer.initial, *self.answer.trailing)
+        pairs = (*(self.answer.initial or ()), *(self.answer.trailing or ()))
         return len(self.answer.message) + sum(len(name) + len(value) for name, value in pairs)
 
 

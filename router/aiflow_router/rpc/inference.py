@@ -156,12 +156,13 @@ class _Cached:
         self._missed()
         try:
             answer = await self.asking.ask()
+            kept = self._keep(answer)
         except BaseException as error:
             # One that had too little time says nothing of those that have more.
             late = self.asking.front.sender.clock() >= self.asking.call.deadline_s
             flight.failed(counts=isinstance(error, Exception) and not late)
             raise
-        flight.landed(self._keep(answer))
+        flight.landed(kept)
         return answer
 
     def _missed(self) -> None:
