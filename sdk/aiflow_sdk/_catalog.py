@@ -34,6 +34,10 @@ class Endpoint:
     state: State
     weight: int
     zone: str
+    version: str
+    """Of what it serves; empty where it does not say."""
+    device: str
+    """What it computes on, such as cpu or gpu:0."""
     inflight: int
     """Calls this router has in flight to it."""
     expires_in_s: float
@@ -51,6 +55,8 @@ def to_endpoints(response: registry_pb2.ListEndpointsResponse) -> tuple[Endpoint
             state=_STATES.get(entry.state, "UNKNOWN"),
             weight=entry.endpoint.weight or 1,
             zone=entry.endpoint.zone,
+            version=entry.endpoint.version,
+            device=entry.endpoint.device,
             inflight=entry.inflight,
             expires_in_s=entry.expires_in_ms / 1000,
         )

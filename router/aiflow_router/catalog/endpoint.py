@@ -36,6 +36,8 @@ class Endpoint:
         models: each once, as are services.
         weight: relative share of calls, 1 to 1000.
         zone: failure zone.
+        version: of what it serves, for operators to read.
+        device: what it computes on, such as cpu or gpu:0, for operators to read.
     """
 
     backend: str
@@ -45,6 +47,8 @@ class Endpoint:
     services: tuple[str, ...] = ()
     weight: int = 1
     zone: str = ""
+    version: str = ""
+    device: str = ""
 
     @property
     def key(self) -> Key:

@@ -10,6 +10,7 @@ from aiflow_router.catalog.endpoint import Protocol
 MAX_NAMES = 10_000
 MAX_NAME = 256
 MAX_WEIGHT = 1000
+MAX_TEXT = 128
 
 # What the router answers itself under the same names, so no endpoint can take it over.
 OWN_SERVICES = frozenset(
@@ -41,7 +42,7 @@ def address_problem(address: str, *, lowest_port: int = 1) -> str:
     return ""
 
 
-def violations(  # noqa: C901 - one flat line a rule
+def violations(  # noqa: C901, PLR0912 - one flat line a rule
     *,
     backend: str,
     address: str,
@@ -49,6 +50,9 @@ def violations(  # noqa: C901 - one flat line a rule
     models: Sequence[str],
     services: Sequence[str],
     weight: int,
+    zone: str = "",
+    version: str = "",
+    device: str = "",
 ) -> Mapping[str, str]:
     """What is wrong with an endpoint, by field; a weight of 0 means 1."""
     wrong: dict[str, str] = {}
@@ -71,6 +75,12 @@ def violations(  # noqa: C901 - one flat line a rule
             wrong[field] = problem
     if not 0 <= weight <= MAX_WEIGHT:
         wrong["weight"] = f"must be 1 to {MAX_WEIGHT}, or 0 for 1"
+    if len(zone) > MAX_TEXT:
+        wrong["zone"] = f"must be at most {MAX_TEXT} characters"
+    # Written into terminals, where a control character could do anything.
+    for field, text in (("version", version), ("device", device)):
+        if len(text) > MAX_TEXT or not text.isprintable():
+            wrong[field] = f"must be at most {MAX_TEXT} printable characters"
     return wrong
 
 

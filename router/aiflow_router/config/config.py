@@ -63,6 +63,9 @@ class Listen(Section):
             raise ValueError("workers: more than 1 is possible on Linux only; remove it here")
         return self
 
+    def max_message_bytes(self) -> int:
+        return self.max_message_mb * 1024 * 1024
+
     def connection_age_s(self) -> float | None:
         """How old a connection may become; None where it may for ever."""
         if self.max_connection_age is None and self.workers > 1:
@@ -82,6 +85,9 @@ class StaticEndpoint(Section):
     services: tuple[str, ...] = ()
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
     zone: Zone = ""
+    # What `aiflow status` shows.
+    version: str = ""
+    device: str = ""
 
     @model_validator(mode="after")
     def _fields(self) -> StaticEndpoint:
@@ -92,6 +98,8 @@ class StaticEndpoint(Section):
             models=self.models,
             services=self.services,
             weight=self.weight,
+            version=self.version,
+            device=self.device,
         )
         if wrong:
             raise ValueError("; ".join(f"{field}: {why}" for field, why in wrong.items()))
@@ -106,6 +114,8 @@ class StaticEndpoint(Section):
             services=tuple(dict.fromkeys(self.services)),
             weight=self.weight,
             zone=self.zone,
+            version=self.version,
+            device=self.device,
         )
 
 

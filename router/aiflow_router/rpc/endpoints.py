@@ -28,6 +28,8 @@ def to_proto(endpoint: Endpoint) -> registry_pb2.Endpoint:
         services=endpoint.services,
         weight=endpoint.weight,
         zone=endpoint.zone,
+        version=endpoint.version,
+        device=endpoint.device,
     )
 
 
@@ -41,6 +43,8 @@ def from_proto(endpoint: registry_pb2.Endpoint) -> Endpoint:
         services=tuple(dict.fromkeys(endpoint.services)),
         weight=endpoint.weight or 1,
         zone=endpoint.zone,
+        version=endpoint.version,
+        device=endpoint.device,
     )
 
 

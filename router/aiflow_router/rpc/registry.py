@@ -194,10 +194,11 @@ def _endpoint(request: registry_pb2.RegisterRequest, *, ttl_ms: int) -> Endpoint
         models=asked.models,
         services=asked.services,
         weight=asked.weight,
+        zone=asked.zone,
+        version=asked.version,
+        device=asked.device,
     )
     wrong = {f"endpoint.{field}": why for field, why in found.items()}
-    if len(asked.zone) > 128:
-        wrong["endpoint.zone"] = "must be at most 128 characters"
     if not MIN_TTL_MS <= ttl_ms <= MAX_TTL_MS:
         wrong["ttl_ms"] = f"must be {MIN_TTL_MS} to {MAX_TTL_MS}, or 0 for {DEFAULT_TTL_MS}"
     if wrong:

@@ -7,6 +7,7 @@ import json
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aiflow_sdk._catalog import Endpoint
@@ -42,7 +43,7 @@ def status(*, client: Client, as_json: bool) -> None:
 
 def _table(endpoints: tuple[Endpoint, ...]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("backend", "endpoint", "protocol", "serves", "state"):
+    for name in ("backend", "endpoint", "protocol", "serves", "version", "device", "state"):
         table.add_column(name, overflow="fold")
     table.add_column("in flight", justify="right")
     table.add_column("lease", justify="right")
@@ -52,6 +53,8 @@ def _table(endpoints: tuple[Endpoint, ...]) -> Table:
             one.address,
             one.protocol,
             "\n".join((*one.models, *one.services)),
+            escape(one.version),
+            escape(one.device),
             f"[{_COLOURS.get(one.state, 'red')}]{one.state}[/]",
             str(one.inflight),
             f"{one.expires_in_s:.1f} s" if one.expires_in_s else "static",

@@ -15,7 +15,6 @@ import pytest
 from integration.router.kit import Handle, Mesh, Seen, backend, echo, infer, mesh, until
 
 from aiflow_router.config.file import parse_policy
-from aiflow_router.policy.edition import edition
 from aiflow_router.routing.split import Sides
 from aiflow_sdk import errors, status
 
@@ -230,8 +229,7 @@ async def test_a_step_is_a_change_of_the_policy_and_lets_a_stopped_side_begin_an
 
         async def put(text: str) -> None:
             document = parse_policy(f"routes: [{{match: {{model: a}}, {text}}}]")
-            found = edition(document, source="admin", origin="test", since_s=time.time())
-            await m.router.policies.put(found)
+            await m.router.policies.take(document, source="admin", origin="test")
 
         await load(m, calls=400)
         assert sides().stopped

@@ -84,7 +84,12 @@ def test_an_endpoint_without_a_lease_is_not_about_to_expire(
         state="READY",
         weight=1,
         zone="",
+        version="1.4 [beta]",
+        device="gpu:0",
         inflight=0,
         expires_in_s=expires_in_s,
     )
-    assert list(status._table((endpoint,)).columns[-1].cells) == [shown]
+    columns = {column.header: list(column.cells) for column in status._table((endpoint,)).columns}
+    assert columns["lease"] == [shown]
+    assert columns["version"] == [r"1.4 \[beta]"], "a version is no markup"
+    assert columns["device"] == ["gpu:0"]

@@ -106,6 +106,8 @@ class Endpoint(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """Name of the group of endpoints that serve the same, 1 to 128 characters of
     [a-zA-Z0-9._-].
@@ -119,6 +121,14 @@ class Endpoint(_message.Message):
     zone: _builtins.str
     """Failure zone, free text of at most 128 characters; empty when there is one
     zone. A router that knows its own zone prefers endpoints of it.
+    """
+    version: _builtins.str
+    """Version of what it serves, at most 128 printable characters, such as 1.4.0;
+    shown to operators, never compared.
+    """
+    device: _builtins.str
+    """What it computes on, at most 128 printable characters, such as cpu or
+    gpu:0; shown to operators.
     """
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -142,10 +152,12 @@ class Endpoint(_message.Message):
         services: _abc.Iterable[_builtins.str] | None = ...,
         weight: _builtins.int = ...,
         zone: _builtins.str = ...,
+        version: _builtins.str = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backend", b"backend", "models", b"models", "protocol", b"protocol", "services", b"services", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backend", b"backend", "device", b"device", "models", b"models", "protocol", b"protocol", "services", b"services", "version", b"version", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
