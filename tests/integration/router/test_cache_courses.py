@@ -10,6 +10,7 @@ import pytest
 from integration.router.kit import Mesh, Seen, backend, infer, mesh, until
 
 from aiflow_router.config.file import parse_policy
+from aiflow_router.policy.edition import edition
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -35,7 +36,8 @@ async def ask(m: Mesh) -> tuple[bytes, dict[str, Any]]:
 
 
 async def change(m: Mesh, routes: str) -> None:
-    await m.router.policies.take(parse_policy(f"routes: [{routes}]"), source="admin", origin="test")
+    document = parse_policy(f"routes: [{routes}]")
+    await m.router.policies.put(edition(document, source="admin", origin="test", since_s=0.0))
 
 
 async def test_a_fallback_answers_from_its_own_models_cache() -> None:
