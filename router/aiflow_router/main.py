@@ -34,6 +34,7 @@ from aiflow_router.routing.table import Policy, Table
 from aiflow_router.rpc import health, http, inside, listener, oip, policy, reflection, registry
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
+from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.visit import Front
 from aiflow_router.rpc.watch import Closing, Relays, Watchers
@@ -70,33 +71,18 @@ async def serving(
     """
     config = config or Config()
     leave_out_callers_bytes()
-    limit_bytes = config.listen.max_message_mb * 1024 * 1024
     metrics = Metrics()
     journal = Journal(metrics=metrics, write=access_write)
     catalog: Catalog | Mirror = _catalog(config) if shared is None else shared.mirror
     loads = Loads(clock=_CLOCK, slow_start_s=config.slow_start)
-    links = Links(max_message_bytes=limit_bytes)
+    links = Links(max_message_bytes=config.listen.max_message_bytes())
     kinds = Kinds(links=links)
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = _outliers(config, loads=loads, metrics=metrics)
     table = _table(config, policies, loads=loads, metrics=metrics)
-    front = Front(
-        keys=Keys(
-            [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
-        ),
-        table=table,
-        sender=Sender(
-            links=links,
-            outliers=outliers,
-            journal=journal,
-            metrics=metrics,
-            clock=_CLOCK,
-            limit_bytes=limit_bytes,
-        ),
-        metrics=metrics,
-        journal=journal,
-        limit_bytes=limit_bytes,
+    front = _front(
+        config, table=table, links=links, outliers=outliers, journal=journal, metrics=metrics
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
@@ -109,9 +95,8 @@ async def serving(
 
     async with AsyncExitStack() as stack:
         stack.callback(journal.settle)
-        stack.push_async_callback(links.close)
-        stack.push_async_callback(kinds.close)
-        stack.push_async_callback(batches.close)
+        for close in (links.close, kinds.close, batches.close, front.shadows.close):
+            stack.push_async_callback(close)
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, _checks(config, links=links, loads=loads, metrics=metrics).run())
@@ -222,6 +207,37 @@ async def _listen_inside(
     return await listen_inside(stack, app, shared.http)
 
 
+def _front(
+    config: Config,
+    *,
+    table: Table,
+    links: Links,
+    outliers: Outliers,
+    journal: Journal,
+    metrics: Metrics,
+) -> Front:
+    limit_bytes = config.listen.max_message_bytes()
+    sender = Sender(
+        links=links,
+        outliers=outliers,
+        journal=journal,
+        metrics=metrics,
+        clock=_CLOCK,
+        limit_bytes=limit_bytes,
+    )
+    return Front(
+        keys=Keys(
+            [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
+        ),
+        table=table,
+        sender=sender,
+        shadows=Shadows(table=table, sender=sender, metrics=metrics),
+        metrics=metrics,
+        journal=journal,
+        limit_bytes=limit_bytes,
+    )
+
+
 def _outliers(config: Config, *, loads: Loads, metrics: Metrics) -> Outliers:
     shadow = config.ejection.mode == "shadow"
     ejections = metrics.would_eject if shadow else metrics.ejected
@@ -238,6 +254,7 @@ def _checks(config: Config, *, links: Links, loads: Loads, metrics: Metrics) -> 
         links=links,
         loads=loads,
         count=lambda backend, result: metrics.checked(backend, result)(),
+        count_shadow=lambda backend, reason: metrics.would_fail(backend, reason)(),
     )
 
 
@@ -325,6 +342,7 @@ def _follow_policies(
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
+    metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
     metrics.watch_policy(lambda: (policies.current.version, policies.current.source))

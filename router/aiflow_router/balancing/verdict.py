@@ -13,12 +13,14 @@ class HealthPolicy:
         interval_s: between checks where the endpoint does not tell by itself.
         timeout_s: a check that takes longer has failed.
         unhealthy_after, healthy_after: checks in a row that change the verdict.
+        shadow: verdicts are counted, and keep no endpoint out.
     """
 
     interval_s: float = 5.0
     timeout_s: float = 2.0
     unhealthy_after: int = 2
     healthy_after: int = 2
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,9 @@ class Listen(Section):
             raise ValueError("workers: more than 1 is possible on Linux only; remove it here")
         return self
 
+    def max_message_bytes(self) -> int:
+        return self.max_message_mb * 1024 * 1024
+
     def connection_age_s(self) -> float | None:
         """How old a connection may become; None where it may for ever."""
         if self.max_connection_age is None and self.workers > 1:

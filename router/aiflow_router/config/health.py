@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from aiflow_router.balancing.ejection import EjectionPolicy
 from aiflow_router.balancing.verdict import HealthPolicy
 from aiflow_router.config.values import Mode, Section, Timeout
 
 
+def _not_off(value: object) -> object:
+    if value is False or value == "off":
+        raise ValueError("is enforce or shadow; `active: false` switches the checks off")
+    return value
+
+
 class Health(Section):
     """Active checks by grpc.health.v1 of the endpoints in use."""
 
     active: bool = True
+    mode: Annotated[Literal["enforce", "shadow"], BeforeValidator(_not_off)] = "enforce"
     interval: Timeout = 5.0
     # An answer takes no longer than this, or the check has failed.
     timeout: Timeout = 2.0
@@ -36,6 +43,7 @@ class Health(Section):
             timeout_s=self.timeout,
             unhealthy_after=self.unhealthy_after,
             healthy_after=self.healthy_after,
+            shadow=self.mode == "shadow",
         )
 
 

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from aiflow_router.config.cache import Cache
 from aiflow_router.config.fallback import Fallback
+from aiflow_router.config.shadow import Shadow
 from aiflow_router.config.split import Split
 from aiflow_router.config.values import (
     Mode,
@@ -14,6 +16,7 @@ from aiflow_router.config.values import (
     Percent,
     Section,
     Timeout,
+    at,
     positive,
     seconds,
     written,
@@ -45,16 +48,25 @@ class Retry(Section):
     # Share of the calls in flight that may be retries or hedges, and how many always may.
     budget: Percent = 0.2
     budget_floor: Annotated[int, Field(ge=0, le=1000)] = 3
+    mode: Mode = "enforce"
 
     @model_validator(mode="after")
     def _another(self) -> Retry:
+        if self.mode == "off":
+            self.without_effect("mode")
+        if self.mode == "shadow" and self.attempts == 1:
+            raise ValueError(
+                "with `attempts: 1` there is no retry to count: say how many `mode: shadow` is to "
+                "count by"
+            )
         if self.per_try_timeout is not None and self.attempts == 1:
             raise ValueError("per_try_timeout has no effect with `attempts: 1`")
         return self
 
     def policy(self) -> RetryPolicy:
         return RetryPolicy(
-            attempts=self.attempts,
+            attempts=self.attempts if self.mode == "enforce" else 1,
+            shadow=self.mode == "shadow",
             per_try_timeout_s=self.per_try_timeout,
             budget=self.budget,
             budget_floor=self.budget_floor,
@@ -74,15 +86,27 @@ def _after_written(value: float | str) -> str:
 
 class HedgePolicy(Section):
     # How long the first endpoint is waited for; "p95": the model's own 95th percentile.
-    after: Annotated[
-        float | Literal["p95"],
-        BeforeValidator(_after),
-        PlainSerializer(_after_written, when_used="json"),
-    ]
+    after: (
+        Annotated[
+            float | Literal["p95"],
+            BeforeValidator(_after),
+            PlainSerializer(_after_written, when_used="json"),
+        ]
+        | None
+    ) = None
+    mode: Mode = "enforce"
+
+    @model_validator(mode="after")
+    def _some(self) -> HedgePolicy:
+        if self.mode == "off":
+            self.without_effect("mode")
+        elif self.after is None:
+            raise ValueError("needs `after`, a time such as `after: 150ms`, or `after: p95`")
+        return self
 
     @property
     def after_s(self) -> float | None:
-        return None if self.after == "p95" else self.after
+        return self.after if isinstance(self.after, float) else None
 
 
 def _limit(value: object) -> object:
@@ -135,6 +159,8 @@ class Route(Section):
     overload: Overload = Overload()
     # For `batch_aware`: within what time answers shall come however full the batches.
     latency_aim: Timeout | None = None
+    cache: Cache | None = None
+    shadow: Shadow | None = None
     split: Split | None = None
     fallback: Fallback | None = None
 
@@ -161,12 +187,15 @@ class Route(Section):
             timeout_s=self.timeout,
             balance=self.balance,
             retry=self.retry.policy(),
-            hedged=self.hedge is not None,
+            hedged=self.hedge is not None and self.hedge.mode != "off",
             hedge_after_s=None if self.hedge is None else self.hedge.after_s,
+            hedge_shadow=self.hedge is not None and self.hedge.mode == "shadow",
             overload=self.overload.record(),
             latency_aim_s=self.latency_aim,
             split=None if self.split is None else self.split.record(self.match.model or ""),
             fallback=None if self.fallback is None else self.fallback.record(),
+            cache=None if self.cache is None else self.cache.rule(),
+            shadow=None if self.shadow is None else self.shadow.rule(),
         )
 
     @model_validator(mode="after")
@@ -175,6 +204,22 @@ class Route(Section):
             raise ValueError("retry.per_try_timeout is not shorter than the route's timeout")
         if self.hedge is not None and (self.hedge.after_s or 0.0) >= self.timeout:
             raise ValueError("hedge.after is not shorter than the route's timeout")
+        return self
+
+    @model_validator(mode="after")
+    def _of_models(self) -> Route:
+        for key, section in (("cache", self.cache), ("shadow", self.shadow)):
+            if section is not None and self.match.service is not None:
+                raise at(
+                    key,
+                    why="is for models: the router cannot tell which calls of a service it may "
+                    f"treat so; remove `{key}`, or match a model",
+                )
+        if self.shadow is not None and self.shadow.to == self.match.model:
+            raise at(
+                *("shadow", "to"),
+                why=f'"{self.shadow.to}" is the model of this route itself: name another one',
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from aiflow_router.config import courses
+from aiflow_router.config import courses, shadows
 from aiflow_router.config.route import Route
 
 Path = tuple[str | int, ...]
@@ -31,8 +31,9 @@ def check(routes: Sequence[Route], *, servable: frozenset[str] | None = None) ->
     `servable` are the models that there ever can be; None where servers register themselves.
     """
     yield from _matched_twice(routes)
-    for path, why in courses.problems(routes, servable=servable):
-        yield Problem(path=path, why=why)
+    for found in (courses, shadows):
+        for path, why in found.problems(routes, servable=servable):
+            yield Problem(path=path, why=why)
 
 
 def _matched_twice(routes: Sequence[Route]) -> Iterator[Problem]:

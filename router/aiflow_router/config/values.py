@@ -12,7 +12,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationError,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from aiflow_router.catalog.fields import address_problem
 
@@ -93,6 +95,14 @@ ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(_off)]
 Zone = Annotated[str, Field(max_length=128)]
+
+
+def at(*path: str | int, why: str) -> ValidationError:
+    """To be raised by a section about what is somewhere inside of it."""
+    detail = InitErrorDetails(
+        type=PydanticCustomError("value_error", "{why}", {"why": why}), loc=path, input=None
+    )
+    return ValidationError.from_exception_data("Section", [detail])
 
 
 class Section(BaseModel):

@@ -17,7 +17,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import grpc
 import grpc.aio
@@ -62,11 +62,55 @@ _NO_ANSWER = (
 )
 
 
+class _Judged(Protocol):
+    """Whom verdicts are about: a load, or in shadow its stand-in."""
+
+    @property
+    def refusals(self) -> int: ...
+
+    @property
+    def unhealthy(self) -> str: ...
+
+    def unreachable(self, *, until_s: float) -> None: ...
+
+    def connected(self) -> None: ...
+
+    def fails(self, why: str) -> None: ...
+
+    def passes(self) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class StandIn:
+    """Takes verdicts for a load, which stays in; `count` is told of each that would take it out."""
+
+    count: Callable[[str], None]
+    refusals: int = 0
+    unhealthy: str = ""
+
+    def unreachable(self, *, until_s: float) -> None:  # noqa: ARG002 - as of a load
+        if not self.refusals:
+            self.refusals = 1
+            self.count("unreachable")
+
+    def connected(self) -> None:
+        self.refusals = 0
+
+    def fails(self, why: str) -> None:
+        if not self.unhealthy:
+            self.unhealthy = why
+            self.count("unhealthy")
+
+    def passes(self) -> None:
+        self.unhealthy = ""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Watched:
     """An endpoint in use.
 
     Attributes:
+        judged: who takes the verdicts on it.
         due_s: when it is checked next, unless it tells by itself; `NEVER_S` while it can.
         polled: it does not offer Watch.
         pause_s: before the next look at one that is out.
@@ -75,6 +119,7 @@ class _Watched:
     """
 
     load: Load
+    judged: _Judged
     used_s: float
     answers: int
     verdict: Verdict = field(default_factory=Verdict)
@@ -91,6 +136,8 @@ class HealthChecks:
 
     Args:
         count: told the backend and the result of each check.
+        count_shadow: told the backend and the reason each time that an endpoint would go out, where
+            the policy is in shadow.
     """
 
     def __init__(
@@ -100,6 +147,7 @@ class HealthChecks:
         links: Links,
         loads: Loads,
         count: Callable[[str, Result], None],
+        count_shadow: Callable[[str, str], None],
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -107,6 +155,7 @@ class HealthChecks:
         self._links = links
         self._loads = loads
         self._count = count
+        self._count_shadow = count_shadow
         self._clock = loads.changes.clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._sleep = sleep
@@ -139,10 +188,18 @@ class HealthChecks:
     def _one(self, load: Load, now_s: float) -> _Watched:
         one = self._watched.get(load)
         if one is None:
-            one = _Watched(load=load, used_s=now_s, answers=_answers(load))
+            one = _Watched(
+                load=load, judged=self._judged(load), used_s=now_s, answers=_answers(load)
+            )
             self._watched[load] = one
             self._set_due(one, now_s)
         return one
+
+    def _judged(self, load: Load) -> _Judged:
+        if not self._policy.shadow:
+            return load
+        backend = load.endpoint.backend
+        return StandIn(count=lambda reason: self._count_shadow(backend, reason))
 
     def _set_due(self, one: _Watched, due_s: float) -> None:
         one.due_s = due_s
@@ -250,11 +307,11 @@ class HealthChecks:
         self._set_due(one, self._clock() + (self._policy.interval_s if one.polled else 0.0))
 
     def _heard(self, one: _Watched, result: Result) -> None:
-        load, policy = one.load, self._policy
-        self._count(load.endpoint.backend, result)
+        judged, policy = one.judged, self._policy
+        self._count(one.load.endpoint.backend, result)
         now_s = one.checked_s = self._clock()
-        if result == "unreachable" or (result == "no_answer" and load.refusals):
-            load.unreachable(until_s=now_s + self._hold_s)
+        if result == "unreachable" or (result == "no_answer" and judged.refusals):
+            judged.unreachable(until_s=now_s + self._hold_s)
             self._again(one, now_s)
             return
         if result == "not_serving":
@@ -262,9 +319,9 @@ class HealthChecks:
         else:
             one.verdict = one.verdict.after(passed=result != "no_answer", policy=policy)
         if result != "no_answer":
-            load.connected()
+            judged.connected()
         if one.verdict.healthy:
-            load.passes()
+            judged.passes()
             one.pause_s = FIRST_PAUSE_S
             # Who tells by itself, or has nothing to tell, is asked again only in doubt.
             told = result == "not_offered" or not _idle(one.watching)
@@ -272,9 +329,9 @@ class HealthChecks:
             self._set_due(one, NEVER_S if rests else now_s + self._until_next_s(one))
         else:
             if result == "not_serving":
-                load.fails("it says NOT_SERVING")
-            elif not load.unhealthy:
-                load.fails(f"no answer to health checks within {policy.timeout_s:g} s")
+                judged.fails("it says NOT_SERVING")
+            elif not judged.unhealthy:
+                judged.fails(f"no answer to health checks within {policy.timeout_s:g} s")
             self._again(one, now_s)
 
     def _until_next_s(self, one: _Watched) -> float:

@@ -60,10 +60,12 @@ class Hedge:
     Attributes:
         after_s: how long; None: the 95th percentile of the answer times so far.
         times: those, where they are needed.
+        shadow: it is counted and not done.
     """
 
     after_s: float | None
     times: AnswerTimes = field(default_factory=AnswerTimes)
+    shadow: bool = False
 
     def delay_s(self) -> float | None:
         """None while nobody knows how long is long."""

@@ -24,8 +24,12 @@ POLICY_VERSION = "x-aiflow-policy-version"
 FALLBACK = "x-aiflow-fallback"
 SESSION = "x-aiflow-session"
 PRIORITY = "x-aiflow-priority"
+CACHE = "x-aiflow-cache"
+CACHE_AGE = "x-aiflow-cache-age"
+# To a backend: the call is a copy, and nobody waits for its answer.
+SHADOW = "x-aiflow-shadow"
 
-_MAY_SET = frozenset({PRIORITY, SESSION, "x-aiflow-cache"})
+_MAY_SET = frozenset({PRIORITY, SESSION, CACHE})
 _ONE_HOP = frozenset(
     {
         *("connection", "content-type", "host", "keep-alive", "proxy-authenticate"),

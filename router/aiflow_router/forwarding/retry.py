@@ -20,7 +20,8 @@ class RetryPolicy:
     """How calls to one model or service are tried again.
 
     Attributes:
-        attempts: endpoints that may be tried, the first included.
+        attempts: endpoints that may be tried, the first included; 1 in shadow.
+        shadow: retries are counted and not made; the budget is then for hedges alone.
         per_try_timeout_s: how long a try may take while another one could follow; None: as long as
             the call.
         budget: share of the calls in flight that may be retrying at once.
@@ -31,6 +32,7 @@ class RetryPolicy:
     per_try_timeout_s: float | None = None
     budget: float = 0.2
     budget_floor: int = 3
+    shadow: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -117,6 +117,8 @@ class Sender:
                 raise failures.deadline_exceeded(call)
             load.refused(now_s=self.clock())
             call.tried.append(load)
+        if plan.retry.shadow:
+            self._would_retry(call, "unreachable")
         raise failures.no_endpoint(call)
 
     def release(self, call: Call, link: Link, *, outcome: str, took_s: float | None = None) -> None:
@@ -164,6 +166,8 @@ class Sender:
             delay_s = hedge.delay_s()
             if delay_s is None or not may_repeat(request):
                 answer = await self._tried(call, request, may_repeat)
+            elif hedge.shadow:
+                answer = await self._would_hedge(call, request, may_repeat, delay_s)
             else:
                 answer = await self._hedged(call, request, may_repeat, delay_s)
             hedge.answered(self.clock() - started_s)
@@ -202,6 +206,18 @@ class Sender:
             call.load = other.load
         self._metrics.hedges(plan.name, "won" if won is second else "lost")()
         return won.result()
+
+    async def _would_hedge(
+        self, call: Call, request: bytes, may_repeat: MayRepeat, delay_s: float
+    ) -> Answer:
+        """As `_tried`; counts a hedge that a policy in shadow does not make."""
+        started_s = self.clock()
+        try:
+            return await self._tried(call, request, may_repeat)
+        finally:
+            now_s = self.clock()
+            if now_s - started_s > delay_s and call.elsewhere(now_s):
+                self._metrics.would_hedge(call.plan.name)()
 
     def _may_hedge(self, call: Call) -> bool:
         if not call.elsewhere(self.clock()):
@@ -266,6 +282,8 @@ class Sender:
         finally:
             took_s = self.clock() - sent_s
             call.backend_s += took_s
+            if bounded and call.plan.retry.shadow and outcome != "UNAVAILABLE":
+                self._would_give_up(call, took_s)
             self.release(call, link, outcome=outcome, took_s=took_s)
 
     async def _before_retry(
@@ -292,11 +310,24 @@ class Sender:
             raise said from error
         if call.load is not None:
             call.tried.append(call.load)
+        if call.plan.retry.shadow:
+            self._would_retry(call, "unavailable")
         if not call.another():
             raise (failures.no_endpoint(call) if lost else said) from error
         if not await self._paused(call, pause_s):
             raise said from error
         return None if lost else said
+
+    def _would_retry(self, call: Call, reason: str) -> None:
+        """Counts a retry that a policy in shadow does not make, if there is another endpoint."""
+        if len(call.tried) < len(call.plan.loads):
+            self._metrics.would_retry(call.plan.name, reason)()
+
+    def _would_give_up(self, call: Call, took_s: float) -> None:
+        """Counts a try that took longer than a policy in shadow would have let it."""
+        limit_s = call.plan.retry.per_try_timeout_s
+        if limit_s is not None and took_s > limit_s and call.elsewhere(self.clock()):
+            self._metrics.would_retry(call.plan.name, "per_try_timeout")()
 
     async def _paused(self, call: Call, pause_s: float) -> bool:
         """Waits for `pause_s` and then for a place in the retry budget; whether there is one."""

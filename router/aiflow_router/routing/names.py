@@ -13,8 +13,9 @@ from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.memory import Memory
 from aiflow_router.balancing.pick import PICKS, TIMED
 from aiflow_router.balancing.pool import Pool
+from aiflow_router.caching.cache import Cache, CacheRule
 from aiflow_router.catalog.endpoint import Key
-from aiflow_router.catalog.snapshot import Moves, Served
+from aiflow_router.catalog.snapshot import Change, Moves, Served
 from aiflow_router.forwarding.hedge import Hedge
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import Budget
@@ -22,6 +23,7 @@ from aiflow_router.limits.overload import Gates, Succession, gates, succeeding
 from aiflow_router.routing.course import Course
 from aiflow_router.routing.nearest import nearest as nearest_names
 from aiflow_router.routing.policy import Policy
+from aiflow_router.routing.shadow import ShadowRule
 from aiflow_sdk import errors
 
 # A name is known this long after its last endpoint left: its caller is told to wait, not that it
@@ -36,9 +38,19 @@ _rng = random.Random()  # noqa: S311 - spreads delays, guards nothing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedPlan(Plan):
-    """A plan, and the gates by which its calls go in: the name's, so they outlive the plan."""
+    """A plan, and what is the name's and so outlives the plan.
+
+    Attributes:
+        gates: by which its calls go in.
+        cache: None where its answers are not to be given again.
+        version: of the model behind that cache, as its endpoints say it.
+        shadow: None where no other model gets copies of its calls.
+    """
 
     gates: Gates
+    cache: Cache | None = None
+    version: str = ""
+    shadow: ShadowRule | None = None
 
 
 class Names:
@@ -48,6 +60,7 @@ class Names:
         catalogued: who serves which name.
         plans: of names with endpoints.
         gates: of names that have a plan or had one lately.
+        caches: of names whose policies ask for one, from their first plan on.
     """
 
     def __init__(
@@ -68,6 +81,7 @@ class Names:
         # Changed in place: a call takes one plan and keeps it, so nobody sees half a change.
         self.plans: dict[str, GatedPlan] = {}
         self.gates: dict[str, Gates] = {}
+        self.caches: dict[str, Cache] = {}
         self._members: dict[str, dict[Key, Load]] = {}
         # While a swap is prepared: what comes next, what was made for it, and what is to be made.
         self._next: Mapping[str, Policy] | None = None
@@ -90,7 +104,7 @@ class Names:
             joined = [loads.at(key) for key, joins in moves.items() if joins]
             members.update((load.endpoint.key, load) for load in joined)
             if members:
-                self.plans[name] = self._plan(name, members, joined, left)
+                self._put(name, self._plan(name, members, joined, left))
             else:
                 self.plans.pop(name, None)
                 del self._members[name]
@@ -100,6 +114,16 @@ class Names:
         if self._next is not None:
             self._unmade.update(dict.fromkeys(moved))
         self._forget()
+
+    def look_at_versions(self, change: Change) -> None:
+        """An endpoint that registers again with the same names moves none of them."""
+        if not self.caches:
+            return
+        named = {name for entry in change.put.values() for name in entry.endpoint.models}
+        for name in named & self.caches.keys():
+            plan = self.plans.get(name)
+            if plan is not None and (version := _version(plan.loads)) != plan.version:
+                self.plans[name] = replace(plan, version=version)
 
     def prepare(self, policies: Mapping[str, Policy]) -> None:
         self._next = policies
@@ -133,7 +157,7 @@ class Names:
             pool = self._pool(plan.loads, new.balance)
         if (new.retry.budget, new.retry.budget_floor) != (budget.share, budget.floor):
             budget = _budget(new)
-        if (new.hedged, new.hedge_after_s) != (old.hedged, old.hedge_after_s):
+        if _hedging(new) != _hedging(old):
             hedge = _hedge(new)
         made = self._planned(
             name,
@@ -155,18 +179,36 @@ class Names:
             if name in self.gates:  # Else it was forgotten meanwhile.
                 self.gates[name] = made.gates.begin(now_s)
             if made.plan is not None:
-                self.plans[name] = made.plan
+                # Endpoints may have come under another version since it was made.
+                cached = made.plan.cache is not None
+                version = _version(made.plan.loads) if cached else ""
+                self._put(name, replace(made.plan, version=version))
         for name in self._policies.keys() - self._next.keys():
             # A route kept it known; from here on only its having been served does.
             if name in self.gates and name not in self.catalogued:
                 self._left_at_s[name] = now_s
         self._policies = self._next
+        for name in [*self.caches]:
+            if self._policies.get(name, self._default).cache != self.caches[name].rule:
+                del self.caches[name]
 
     def end(self) -> None:
         """There is nothing to prepare any more."""
         self._next = None
         self._made = {}
         self._unmade = {}
+
+    def _put(self, name: str, plan: GatedPlan) -> None:
+        self.plans[name] = plan
+        if plan.cache is not None:
+            self.caches[name] = plan.cache
+
+    def _cache(self, name: str, rule: CacheRule | None) -> Cache | None:
+        """The name's where it is by this rule, else a new one."""
+        if rule is None:
+            return None
+        cache = self.caches.get(name)
+        return cache if cache is not None and cache.rule == rule else Cache(rule, clock=self._clock)
 
     def _forget(self) -> None:
         """Names that left long ago, or too many names ago, unless calls of one are still inside."""
@@ -219,7 +261,8 @@ class Names:
         previous = self.plans.get(name)
         if previous is not None:
             previous.memory.follow(joined=joined, left=left)
-            return replace(previous, loads=loads, pool=pool)
+            version = "" if previous.cache is None else _version(loads)
+            return replace(previous, loads=loads, pool=pool, version=version)
         memory = _memory(name, policy)
         memory.follow(joined=joined, left=left)
         if name not in self.gates:
@@ -260,6 +303,9 @@ class Names:
             budget=budget,
             hedge=hedge,
             gates=gates,
+            cache=self._cache(name, policy.cache),
+            version="" if policy.cache is None else _version(loads),
+            shadow=policy.shadow,
         )
 
 
@@ -276,7 +322,18 @@ def _budget(policy: Policy) -> Budget:
 
 
 def _hedge(policy: Policy) -> Hedge | None:
-    return Hedge(after_s=policy.hedge_after_s) if policy.hedged else None
+    if not policy.hedged:
+        return None
+    return Hedge(after_s=policy.hedge_after_s, shadow=policy.hedge_shadow)
+
+
+def _hedging(policy: Policy) -> tuple[bool, float | None, bool]:
+    return policy.hedged, policy.hedge_after_s, policy.hedge_shadow
+
+
+def _version(loads: Iterable[Load]) -> str:
+    """What all the endpoints say of their version: with a new one no older answer is given."""
+    return repr(sorted({load.endpoint.version for load in loads}))
 
 
 def _memory(name: str, policy: Policy) -> Memory:

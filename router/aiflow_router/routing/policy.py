@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from aiflow_router.caching.cache import CacheRule
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import DEFAULT, Overload
 from aiflow_router.routing.fallback import Fallback
+from aiflow_router.routing.shadow import ShadowRule
 from aiflow_router.routing.split import Split
 
 
@@ -18,8 +20,11 @@ class Policy:
     Attributes:
         balance: a name in PICKS.
         hedge_after_s: where it is hedged: None means after the 95th percentile.
+        hedge_shadow: where it is hedged: that is counted and not done.
         latency_aim_s: for `batch_aware`; None with any other.
         split: of a model's route; None where it asks for none, as with `fallback`.
+        cache: None where answers are not to be given again.
+        shadow: None where no other model gets copies of its calls.
     """
 
     timeout_s: float = 15.0
@@ -27,10 +32,13 @@ class Policy:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     hedged: bool = False
     hedge_after_s: float | None = None
+    hedge_shadow: bool = False
     overload: Overload = DEFAULT
     latency_aim_s: float | None = None
     split: Split | None = None
     fallback: Fallback | None = None
+    cache: CacheRule | None = None
+    shadow: ShadowRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from aiflow_router.balancing.filling import Filling
 from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.pick import PICKS, STEADY
 from aiflow_router.balancing.pool import Pool, Preference
+from aiflow_router.caching.cache import Cache
 from aiflow_router.catalog.endpoint import Key, Protocol
 from aiflow_router.catalog.snapshot import Change, Snapshot
 from aiflow_router.forwarding.metadata import POLICY_VERSION, Pair
@@ -75,6 +76,7 @@ class Table:
     def follow(self, snapshot: Snapshot, change: Change) -> None:
         self._models.follow(snapshot.models, change.models, self._loads)
         self._services.follow(snapshot.services, change.services, self._loads)
+        self._models.look_at_versions(change)
         for key in change.gone:
             self._oip.pop(key, None)
         for key, entry in change.put.items():
@@ -122,6 +124,10 @@ class Table:
             )
         raise self._models.missing(name)
 
+    def planned(self, name: str) -> GatedPlan | None:
+        """The plan for a model, where it is served."""
+        return self._models.plans.get(name)
+
     def service(self, name: str) -> GatedPlan:
         """Raises ServiceNotFoundError, NoEndpointError."""
         plan = self._services.plans.get(name)
@@ -156,6 +162,10 @@ class Table:
             for name, found in self.courses.items()
             if found.sides is not None
         }
+
+    def caches(self) -> Iterable[tuple[str, Cache]]:
+        """With the model of each."""
+        return self._models.caches.items()
 
     def fillings(self) -> tuple[Filling, ...]:
         """Of the models in the catalog that are balanced by their batches."""

@@ -24,6 +24,7 @@ from aiflow_router.routing.fallback import condition, due_s
 from aiflow_router.routing.name import in_a_sequence, renamed
 from aiflow_router.routing.table import GatedPlan
 from aiflow_router.rpc.detour import Detour
+from aiflow_router.rpc.inference import infer
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors, status
 
@@ -57,18 +58,18 @@ async def forward_by(
         way.begins(judged=inference)
         try:
             plan = front.table.model(way.name)
-            answer = await front.send(
-                visit,
-                way.call(plan, bounded=way.shared and may_repeat(request)),
-                way.renamed(request),
-                may_repeat=may_repeat,
-                gate=plan.gates.unary if inference else None,
-            )
+            call = way.call(plan, bounded=way.shared and may_repeat(request))
+            message = way.renamed(request)
+            if inference:
+                answer = await infer(front, visit, call, plan, message)
+            else:
+                answer = await front.send(visit, call, message, may_repeat=may_repeat, gate=None)
         except BaseException as error:
             if (failure := way.failed(error)) is None:
                 raise
         else:
-            way.answered()
+            if visit.call is not None:  # An answer from the cache says nothing of a candidate.
+                way.answered()
             return await front.reply(visit, context, answer)
         if not way.goes_on(failure, unsent=not way.sent or may_repeat(request)):
             raise way.verdict(failure)

@@ -25,6 +25,7 @@ from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.course import Course
 from aiflow_router.routing.name import model_name, renamed
 from aiflow_router.rpc.chain import forward_by, stream_by
+from aiflow_router.rpc.inference import infer
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors
 
@@ -82,6 +83,10 @@ class _Oip:
         if (course := self._table.courses.get(name)) is not None:
             return await self._by(visit, course, request, context, inference=True)
         plan = self._table.model(name)
+        if plan.cache is not None or plan.shadow is not None:
+            call = self._front.call(visit, plan, context, timeout_s=plan.timeout_s)
+            answer = await infer(self._front, visit, call, plan, request)
+            return await self._front.reply(visit, context, answer)
         return await self._front.forward(
             visit, plan, request, context, may_repeat=outside_a_sequence, gate=plan.gates.unary
         )

@@ -23,6 +23,8 @@ from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
+    CACHE,
+    CACHE_AGE,
     FALLBACK,
     POLICY_VERSION,
     PRIORITY,
@@ -42,6 +44,7 @@ from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
 from aiflow_router.rpc.detour import Detour
+from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.rpc.turn import how_it_ended, take_turn
 from aiflow_router.rpc.uploads import WITHIN_S as UPLOAD_WITHIN_S
 from aiflow_router.rpc.uploads import Uploads
@@ -70,7 +73,9 @@ class Visit:
         asked: the model or service as the caller wrote it; for the log.
         policy: the trailer that tells by which version of the policy it goes.
         quiet: not logged when it ends well.
-        queued_s: time it waited for its turn.
+        queued_s: time it waited for its turn, or for the answer to an equal call.
+        cache: what its route's cache did: hit, miss or skip; empty where there is none.
+        kept_by: who had given the answer that it got from there, as is `kept_s`, its age.
         detour: what became of it at models that it fell back from; None where there are none.
     """
 
@@ -89,6 +94,9 @@ class Visit:
     code: str = ""
     reason: str = ""
     unary: bool = False
+    cache: str = ""
+    kept_by: str = ""
+    kept_s: float = 0.0
 
     @property
     def request_id(self) -> str:
@@ -100,7 +108,7 @@ class Visit:
 
     @property
     def endpoint(self) -> str:
-        return "" if self.call is None else self.call.served_by()
+        return self.kept_by if self.call is None else self.call.served_by()
 
     @property
     def attempts(self) -> int:
@@ -129,8 +137,12 @@ class Visit:
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
         if self.detour is not None:
             metadata = (*metadata, (FALLBACK, self.fallback))
+        if self.cache:
+            metadata = (*metadata, (CACHE, self.cache))
         if self.call is None:
-            own = (REQUEST_ID, self.head.request_id), (SERVED_BY, "router")
+            if self.kept_by:
+                metadata = (*metadata, (CACHE_AGE, str(int(self.kept_s))))
+            own = (REQUEST_ID, self.head.request_id), (SERVED_BY, self.kept_by or "router")
             return (*metadata, *own, self.policy)
         return (
             *metadata,
@@ -161,12 +173,14 @@ class Front:
         keys: Keys,
         table: Table,
         sender: Sender,
+        shadows: Shadows,
         metrics: Metrics,
         journal: Journal,
         limit_bytes: int,
     ) -> None:
         self.table = table
         self.sender = sender
+        self.shadows = shadows
         self.limit_bytes = limit_bytes
         self.leaving = False
         self.draining = False

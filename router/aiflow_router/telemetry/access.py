@@ -74,6 +74,10 @@ class Ended(Protocol):
     def attempts(self) -> int: ...
 
     @property
+    def cache(self) -> str:
+        """What its route's cache did: hit, miss or skip; empty where there is none."""
+
+    @property
     def code(self) -> str: ...
 
     @property
@@ -88,22 +92,22 @@ class Ended(Protocol):
 
 
 def line(call: Ended, *, began_s: float) -> bytes:
-    return orjson.dumps(
-        {
-            "event": "request",
-            "level": "info",
-            "timestamp": datetime.fromtimestamp(began_s + call.ended_s, UTC),
-            "request_id": call.request_id,
-            "trace_id": call.trace_id,
-            "tenant": call.tenant,
-            "model": call.asked[:256],
-            "method": call.method[:256],
-            "endpoint": call.endpoint,
-            "fallback": call.fallback,
-            "attempts": call.attempts,
-            "code": call.code,
-            "reason": call.reason,
-            "duration_ms": round(call.duration_s * 1000, 3),
-        },
-        option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z,
-    )
+    said = {
+        "event": "request",
+        "level": "info",
+        "timestamp": datetime.fromtimestamp(began_s + call.ended_s, UTC),
+        "request_id": call.request_id,
+        "trace_id": call.trace_id,
+        "tenant": call.tenant,
+        "model": call.asked[:256],
+        "method": call.method[:256],
+        "endpoint": call.endpoint,
+        "fallback": call.fallback,
+        "attempts": call.attempts,
+        "code": call.code,
+        "reason": call.reason,
+        "duration_ms": round(call.duration_s * 1000, 3),
+    }
+    if call.cache:
+        said["cache"] = call.cache
+    return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)

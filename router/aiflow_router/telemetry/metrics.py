@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -82,6 +83,24 @@ class Gates(Protocol):
     def each(self) -> Iterable[Gate]: ...
 
 
+class Cached(Protocol):
+    """What the scrape reads of a model's cache."""
+
+    @property
+    def counts(self) -> Mapping[Any, int]: ...
+
+    @property
+    def store(self) -> Stored: ...
+
+
+class Stored(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def evicted(self) -> Mapping[str, int]: ...
+
+
 class Filled(Protocol):
     """What the scrape reads of a model whose batches are filled."""
 
@@ -129,6 +148,24 @@ class Metrics:
             ("model", "result"),
             registry=self.registry,
         )
+        would_hedge = Counter(
+            "aiflow_hedges_shadow",
+            "Second endpoints that `hedge.mode: shadow` did not ask.",
+            ("model",),
+            registry=self.registry,
+        )
+        would_retry = Counter(
+            "aiflow_retries_shadow",
+            "Retries that `retry.mode: shadow` did not make.",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        would_fail = Counter(
+            "aiflow_health_shadow",
+            "Endpoints that `health.mode: shadow` did not take out.",
+            ("backend", "reason"),
+            registry=self.registry,
+        )
         budget_spent = Counter(
             "aiflow_retry_budget_exhausted",
             "Calls that failed because too many others were retrying already.",
@@ -151,6 +188,19 @@ class Metrics:
             "aiflow_ejections_shadow",
             "Ejections that `ejection.mode: shadow` did not make.",
             ("backend", "reason"),
+            registry=self.registry,
+        )
+        shadows = Counter(
+            "aiflow_shadow",
+            "Copies of calls for another model, by what came of them beside the real ones.",
+            ("model", "to", "outcome"),
+            registry=self.registry,
+        )
+        shadow_s = Histogram(
+            "aiflow_shadow_seconds",
+            "Time until backends answered, of calls that were answered on both sides.",
+            ("model", "to", "side"),
+            buckets=_DURATION_BUCKETS_S,
             registry=self.registry,
         )
         fallbacks = Counter(
@@ -214,8 +264,13 @@ class Metrics:
         self.split_stopped = _cached(lambda *labels: stops.labels(*labels).inc)
         self.split_would_stop = _cached(lambda *labels: would_stop.labels(*labels).inc)
         self.overhead = overhead.labels().observe
+        self.shadowed = _cached(lambda *labels: shadows.labels(*labels).inc)
+        self.shadow_s = _cached(lambda *labels: shadow_s.labels(*labels).observe)
         self.load_error = load_errors.inc
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
+        self.would_hedge = _cached(lambda model: would_hedge.labels(model).inc)
+        self.would_retry = _cached(lambda *labels: would_retry.labels(*labels).inc)
+        self.would_fail = _cached(lambda *labels: would_fail.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
 
     def _histograms(
@@ -236,6 +291,10 @@ class Metrics:
     def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
         """`gates` gives those of each model and service, by name."""
         self.registry.register(_GatesAtScrape(gates))
+
+    def watch_caches(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
+        """`caches` gives those of models whose routes have one, by name."""
+        self.registry.register(_CachesAtScrape(caches))
 
     def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
         """`policy` gives the version in force, and the kind of its source."""
@@ -341,6 +400,33 @@ class _GatesAtScrape:
                 family.add_metric(found, count)
             families.append(family)
         return families
+
+
+class _CachesAtScrape:
+    def __init__(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
+        self._caches = caches
+
+    def collect(self) -> Iterable[Metric]:
+        calls = CounterMetricFamily(
+            "aiflow_cache",
+            "Calls to models with a cache, by what became of them there.",
+            labels=("model", "result"),
+        )
+        size = GaugeMetricFamily(
+            "aiflow_cache_bytes", "Of the answers that are kept.", labels=("model",)
+        )
+        evicted = CounterMetricFamily(
+            "aiflow_cache_evictions",
+            "Answers that are not kept any more, for want of room or because of their age.",
+            labels=("model", "reason"),
+        )
+        for name, cache in self._caches():
+            size.add_metric((name,), cache.store.size_bytes)
+            for result, count in cache.counts.items():
+                calls.add_metric((name, result), count)
+            for reason, count in cache.store.evicted.items():
+                evicted.add_metric((name, reason), count)
+        return (calls, size, evicted)
 
 
 def _named(name: str, counts: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, str, str], int]:

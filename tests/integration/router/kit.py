@@ -129,6 +129,7 @@ class Mesh:
         services: tuple[str, ...] = ("a.Echo",),
         backend: str = "echo",
         ttl_ms: int = 60_000,
+        version: str = "",
     ) -> str:
         protocol = registry_pb2.PROTOCOL_OIP if models else registry_pb2.PROTOCOL_GRPC
         answer = await self.registry.Register(
@@ -139,6 +140,7 @@ class Mesh:
                     protocol=protocol,
                     models=models,
                     services=services,
+                    version=version,
                 ),
                 ttl_ms=ttl_ms,
             )

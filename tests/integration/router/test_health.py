@@ -279,6 +279,29 @@ async def test_when_all_say_not_serving_all_are_used() -> None:
         assert not seen.failed
 
 
+async def test_in_shadow_an_endpoint_that_is_unwell_stays_and_is_counted_once() -> None:
+    short = "health: {mode: shadow, interval: 100ms, timeout: 100ms}"
+    would = 'aiflow_health_shadow_total{backend="b",reason="unhealthy"}'
+    async with AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(model_server()) for _ in range(2)]
+        m = await stack.enter_async_context(
+            mesh(static([server.address for server in (one, two)], more=short))
+        )
+        async with traffic(m) as seen:
+            await until(lambda: watched(m) == 2)
+            await one.say(NOT_SERVING)
+            await until(lambda: metric(m, would) == 1)
+            before = one.calls
+            await until(lambda: one.calls > before + 20)
+            assert (await m.endpoints())[one.address].state == READY
+            heard = metric(m, f'{CHECKS}result="serving"}}')
+            await one.say(SERVING)
+            await until(lambda: metric(m, f'{CHECKS}result="serving"}}') > heard)
+            await one.say(NOT_SERVING)
+            await until(lambda: metric(m, would) == 2)
+        assert not seen.failed
+
+
 async def test_an_endpoint_that_fails_is_ejected_and_one_good_call_returns_it() -> None:
     short = "ejection: {base_time: 400ms, max_time: 400ms}\nslow_start: 300ms"
     async with AsyncExitStack() as stack:

@@ -54,6 +54,12 @@ ROUTES = """routes:
   - {match: {model: split}, split: {failing: 1, busy: 1, never: 1}}
   - {match: {model: routed to slow}, fallback: [busy, slow]}
   - {match: {model: nowhere}, fallback: [m]}
+  - {match: {model: kept}, cache: {ttl: 60s}}
+  - {match: {model: kept-slow}, cache: {ttl: 60s}}
+  - {match: {model: kept-failing}, cache: {ttl: 60s}}
+  - {match: {model: copied}, shadow: {to: failing, percent: 100}}
+  - {match: {model: copied-failing}, shadow: {to: m, percent: 100}}
+  - {match: {model: copied-slow}, shadow: {to: m, percent: 100}}
 """
 
 
@@ -62,6 +68,13 @@ async def cancelled(to: Mesh, method: str, request: bytes = b"") -> None:
     await until(lambda: to.inflight() == 1)
     call.cancel()
     await until(lambda: to.inflight() == 0)
+
+
+async def joined(to: Mesh, request: bytes) -> None:
+    """Two equal calls at once, of which one waits until its time is up."""
+    await asyncio.gather(
+        *(unary(to, INFER, request, timeout_s=0.05) for _ in range(2)), return_exceptions=True
+    )
 
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -77,11 +90,29 @@ ENDS: dict[str, Callable[[Mesh], Awaitable[None]]] = {
     "of no known kind, cancelled": lambda to: cancelled(to, "/a.Echo/Slow"),
     "late": lambda to: unary(to, INFER, infer("slow"), timeout_s=0.05),
     "cancelled": lambda to: cancelled(to, INFER, infer("slow")),
+    "answered from the cache": lambda to: unary(to, INFER, infer("kept")),
+    "refused, with a cache": lambda to: unary(to, INFER, infer("kept-failing")),
+    "cancelled, with a cache": lambda to: cancelled(to, INFER, infer("kept-slow")),
+    "late while it waited for another": lambda to: joined(to, infer("kept-slow")),
+    "answered and copied": lambda to: unary(to, INFER, infer("copied")),
+    "refused and copied": lambda to: unary(to, INFER, infer("copied-failing")),
+    "cancelled and copied": lambda to: cancelled(to, INFER, infer("copied-slow")),
     "answered by a fallback": lambda to: unary(to, INFER, infer("routed")),
     "refused by all of a chain": lambda to: unary(to, INFER, infer("lost")),
     "refused by a split's side": lambda to: unary(to, INFER, infer("split")),
     "cancelled in a fallback": lambda to: cancelled(to, INFER, infer("routed to slow")),
     "a stream that fell back": lambda to: stream(to, infer("nowhere")),
+}
+
+
+BACKENDS = {
+    "failing": fail,
+    "kept-failing": fail,
+    "copied-failing": fail,
+    "busy": busy,
+    "slow": slow,
+    "kept-slow": slow,
+    "copied-slow": slow,
 }
 
 
@@ -103,8 +134,9 @@ async def test_a_call_that_has_ended_keeps_nothing(end: Callable[[Mesh], Awaitab
         )
         to = await stack.enter_async_context(mesh(ROUTES))
         await to.register(echoing.address)
-        await to.register(echoing.address, models=("m",), services=(), backend="m")
-        for model, handle in {"failing": fail, "busy": busy, "slow": slow}.items():
+        for model in ("m", "kept", "copied"):
+            await to.register(echoing.address, models=(model,), services=(), backend=model)
+        for model, handle in BACKENDS.items():
             server = await stack.enter_async_context(backend(ModelInfer=handle))
             another = await stack.enter_async_context(backend(ModelInfer=handle))
             await to.register(server.address, models=(model,), services=(), backend=model)

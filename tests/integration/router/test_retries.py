@@ -161,6 +161,68 @@ async def test_a_hedge_answers_for_an_endpoint_that_hangs_and_the_loser_is_cance
         assert {entry.inflight for entry in (await m.endpoints()).values()} == {0}
 
 
+async def test_a_retry_in_shadow_is_counted_and_not_made() -> None:
+    would = 'aiflow_retries_shadow_total{model="m",reason="unavailable"}'
+    async with AsyncExitStack() as stack:
+        m, servers = await running(stack, "retry: {mode: shadow}", unavailable(), unavailable())
+        error = await failure(m)
+        assert (error.code, error.message) == ("UNAVAILABLE", "not now")
+        assert sum(len(server.seen) for server in servers) == 1
+        assert f"{would} 1.0" in await m.metrics()
+        # What may not be repeated would not have been, nor what was asked to be left alone.
+        step = infer("m", b"\x22\x0d\x0a\x0bsequence_id")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await m.channel.unary_unary(INFER)(step)
+        assert f"{would} 1.0" in await m.metrics()
+
+
+async def test_a_second_endpoint_instead_of_one_out_of_reach_is_counted_in_shadow() -> None:
+    async with AsyncExitStack() as stack:
+        m, servers = await running(
+            stack, "retry: {mode: shadow}, balance: round_robin", answers, answers
+        )
+        await servers[0].server.stop(None)
+        results = await asyncio.gather(*(ask(m) for _ in range(2)), return_exceptions=True)
+        assert sum(isinstance(result, grpc.aio.AioRpcError) for result in results) == 1
+        would = 'aiflow_retries_shadow_total{model="m",reason="unreachable"} 1.0'
+        assert would in await m.metrics()
+
+
+async def test_a_try_in_shadow_may_take_longer_than_its_time_which_is_counted() -> None:
+    async def slow(_: Seen, context: Any) -> None:
+        await asyncio.sleep(0.2)
+        await context.write(b"answer")
+
+    async with AsyncExitStack() as stack:
+        rule = "retry: {mode: shadow, per_try_timeout: 50ms}"
+        m, _ = await running(stack, rule, slow, slow)
+        answer, told = await ask(m)
+        assert (answer, told["x-aiflow-attempts"]) == (b"answer", "1")
+        would = 'aiflow_retries_shadow_total{model="m",reason="per_try_timeout"} 1.0'
+        assert would in await m.metrics()
+
+
+async def test_a_hedge_in_shadow_is_counted_and_not_made() -> None:
+    async def slow(_: Seen, context: Any) -> None:
+        await asyncio.sleep(0.2)
+        await context.write(b"answer")
+
+    async with AsyncExitStack() as stack:
+        m, servers = await running(stack, "hedge: {after: 50ms, mode: shadow}", slow, slow)
+        assert (await ask(m))[1]["x-aiflow-attempts"] == "1"
+        assert sum(len(server.seen) for server in servers) == 1
+        assert 'aiflow_hedges_shadow_total{model="m"} 1.0' in await m.metrics()
+
+
+async def test_retries_and_hedges_that_are_off_are_not_made() -> None:
+    async with AsyncExitStack() as stack:
+        rule = "retry: {mode: off}, hedge: {mode: off}"
+        m, servers = await running(stack, rule, unavailable(), unavailable())
+        await failure(m)
+        assert sum(len(server.seen) for server in servers) == 1
+        assert "_shadow_total{" not in await m.metrics()
+
+
 async def test_what_may_not_be_repeated_is_not_hedged() -> None:
     async with AsyncExitStack() as stack:
         m, servers = await running(stack, "hedge: {after: 50ms}, timeout: 300ms", hangs, hangs)

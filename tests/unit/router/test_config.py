@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiflow_router.caching.cache import CacheRule
 from aiflow_router.config.config import Config
 from aiflow_router.config.file import (
     ConfigError,
@@ -18,6 +19,7 @@ from aiflow_router.config.file import (
     with_discovery,
     with_listen,
 )
+from aiflow_router.routing.shadow import ShadowRule
 
 DIGEST = "a" * 64
 
@@ -169,6 +171,58 @@ def test_an_empty_file_means_the_defaults() -> None:
             "must be shorter than `timeout`, which is 1s",
             id="an aim that is met only by failures",
         ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  cache: {max_mb: 8}",
+            "f:3:3: routes.0.cache: needs `ttl`",
+            id="answers kept for no said time",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, cache: {ttl: 1s, mode: off}}]",
+            "nothing else here has an effect",
+            id="a cache that is off, for 1 s",
+        ),
+        pytest.param(
+            "routes: [{match: {model: a}, cache: {ttl: 1s, max_mb: 0}}]",
+            "routes.0.cache.max_mb",
+            id="a cache without room",
+        ),
+        pytest.param(
+            "routes:\n- match: {service: a.B}\n  cache: {ttl: 1s}",
+            "f:3:3: routes.0.cache: is for models",
+            id="a cache of a service",
+        ),
+        pytest.param(
+            "routes:\n- match: {service: a.B}\n  shadow: {to: b, percent: 1}",
+            "f:3:3: routes.0.shadow: is for models",
+            id="a shadow of a service",
+        ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  shadow: {percent: 5,\n    to: a}",
+            'f:4:5: routes.0.shadow.to: "a" is the model of this route itself',
+            id="a model that is its own shadow",
+        ),
+        *(
+            pytest.param(
+                f"routes: [{{match: {{model: a}}, shadow: {{to: b, percent: {percent}}}}}]",
+                "f:1:46: routes.0.shadow.percent: must be a number above 0 and up to 100",
+                id=f"copies of {percent} percent",
+            )
+            for percent in ("0", "-1", "101", "10%", ".nan", "yes")
+        ),
+        pytest.param(
+            "routes:\n- {match: {model: a}, shadow: {to: b, percent: 1}}\n"
+            "- {match: {model: b}, shadow: {to: c, percent: 1}}\n"
+            "- match: {model: c}\n  shadow: {to: b, percent: 1}",
+            "f:3:32: routes.1.shadow.to: shadows go in a circle, b -> c -> b",
+            id="shadows in a circle",
+        ),
+        pytest.param(
+            "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [a, abc]}]}\n"
+            "routes:\n- match: {model: a}\n  shadow: {to: abd, percent: 1}",
+            'f:4:12: routes.0.shadow.to: no static endpoint serves "abd" and none can register, '
+            'so nothing would be copied: did you mean "abc"?',
+            id="a shadow that nothing serves",
+        ),
         pytest.param("discovery: {}", "name a source", id="no discovery"),
         pytest.param("ejection: {mode: shadw}", "did you mean `shadow`?", id="an unknown mode"),
         pytest.param(
@@ -176,6 +230,12 @@ def test_an_empty_file_means_the_defaults() -> None:
         ),
         pytest.param(
             "health: {active: false, interval: 9s}", "nothing else here", id="no checks every 9 s"
+        ),
+        pytest.param(
+            "health: {mode: off}", "`active: false` switches", id="checks that are off elsewhere"
+        ),
+        pytest.param(
+            "health: {active: false, mode: shadow}", "nothing else here", id="no checks, counted"
         ),
         pytest.param("ejection: {max_percent: 0}", "greater than 0", id="a floor that is a wall"),
         pytest.param(
@@ -289,6 +349,25 @@ def test_overload_is_read_with_its_defaults() -> None:
     assert parse(printed(config)) == config
 
 
+def test_cache_and_shadow_are_read_and_printed() -> None:
+    config = parse(
+        "routes:\n- {match: {model: a}, cache: {ttl: 60s}, shadow: {to: b, percent: 12.5}}\n"
+        "- {match: {model: b}, cache: {ttl: 1m, max_mb: 1, mode: shadow}}\n"
+        "- {match: {model: c}, cache: {mode: off}}"
+    )
+    kept, watched, off = (route.cache for route in config.routes)
+    assert kept is not None
+    assert watched is not None
+    assert off is not None
+    assert kept.rule() == CacheRule(ttl_s=60, max_bytes=64 * 1024 * 1024)
+    assert watched.rule() == CacheRule(ttl_s=60, max_bytes=1024 * 1024, shadow=True)
+    assert off.rule() is None
+    shadow = config.routes[0].shadow
+    assert shadow is not None
+    assert shadow.rule() == ShadowRule(to="b", share=0.125, max_in_flight=16)
+    assert parse(printed(config)) == config
+
+
 def test_what_looks_after_endpoints_can_be_switched_off() -> None:
     config = parse("health: {active: false}\nejection: {mode: off}\nslow_start: 0s")
     assert (config.health.active, config.ejection.mode, config.slow_start) == (False, "off", 0)
@@ -325,7 +404,16 @@ def test_the_example_in_the_documentation_is_valid() -> None:
         ),
         pytest.param("retry: {per_try_timeout: 20s}", "not shorter", id="a try as long as a call"),
         pytest.param("hedge: {after: 15s}", "not shorter", id="a hedge when all is over"),
-        pytest.param("hedge: {}", "hedge.after: Field required", id="a hedge without a time"),
+        pytest.param("hedge: {}", "hedge: needs `after`", id="a hedge without a time"),
+        pytest.param(
+            "hedge: {after: p95, mode: off}", "nothing else here", id="a hedge that is off, at p95"
+        ),
+        pytest.param(
+            "retry: {attempts: 3, mode: off}", "nothing else here", id="three tries, but none"
+        ),
+        pytest.param(
+            "retry: {attempts: 1, mode: shadow}", "no retry to count", id="one try, to be counted"
+        ),
         pytest.param("retry: {budget: 20}", 'such as "20%"', id="a share without its sign"),
         pytest.param("retry: {budget: 120%}", "0% to 100%", id="more than all calls"),
     ],
@@ -337,7 +425,7 @@ def test_a_setting_that_could_not_matter_is_refused(route: str, expected: str) -
 
 
 def test_retries_and_hedges_are_printed_as_they_are_written() -> None:
-    text = "retry: {per_try_timeout: 250ms, budget: 12.5%}, hedge: {after: p95}"
+    text = "retry: {per_try_timeout: 250ms, budget: 12.5%}, hedge: {after: p95, mode: shadow}"
     shown = printed(parse(f"routes: [{{match: {{model: m}}, {text}}}]"))
     for line in ("per_try_timeout: 0.25s", "budget: 12.5%", "after: p95"):
         assert line in shown

@@ -24,6 +24,7 @@ class Call:
     endpoint: str = "detector@h:1"
     fallback: str = ""
     attempts: int = 1
+    cache: str = ""
     reason: str = ""
     duration_s: float = 0.02
     ended_s: float = 0.0
