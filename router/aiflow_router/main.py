@@ -18,6 +18,7 @@ from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
+from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.health_check import HealthChecks
 from aiflow_router.forwarding.kinds import Kinds
@@ -25,7 +26,7 @@ from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
 from aiflow_router.routing.table import Policy, Table
-from aiflow_router.rpc import health, http, inside, listener, oip, reflection, registry
+from aiflow_router.rpc import explain, health, http, inside, listener, oip, reflection, registry
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
@@ -111,6 +112,13 @@ async def serving(
         stack.callback(catalog.close)
         await catalog.settled()
         watchers, registering = _registering(front, catalog, census, loads, shared)
+        explainer = Explainer(
+            table=table,
+            snapshot=lambda: catalog.snapshot,
+            loads=loads,
+            kinds=kinds,
+            clock=_CLOCK,
+        )
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -118,6 +126,7 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **reflection.handlers(front),
+                **_explaining(front, explainer, journal, shared),
             },
             kinds=kinds,
             elsewhere=frozenset({health.SERVICE}),
@@ -140,7 +149,14 @@ async def serving(
         else:
             port = int(grpc_address.rpartition(":")[2])
             http_address = await _listen_inside(
-                stack, app, shared, port=port, census=census, loads=loads, metrics=metrics
+                stack,
+                app,
+                shared,
+                port=port,
+                census=census,
+                loads=loads,
+                journal=journal,
+                metrics=metrics,
             )
         await server.start()
         _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -183,6 +199,7 @@ async def _listen_inside(
     port: int,
     census: Census,
     loads: Loads,
+    journal: Journal,
     metrics: Metrics,
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
@@ -193,6 +210,7 @@ async def _listen_inside(
         mirror=shared.mirror,
         census=census,
         loads=loads,
+        journal=journal,
         stop_listening=lambda index, of: listener.stop_listening(port, index=index, of=of),
         end_steering=lambda: listener.end_steering(port),
         leave=shared.leave,
@@ -255,6 +273,14 @@ def _registering(
     catalog.follow(watchers.follow)
     own = registry.Registry(catalog=catalog, seen=seen, shown=catalog.shown)
     return watchers, registry.handlers(front, registry=own, watchers=watchers)
+
+
+def _explaining(
+    front: Front, explainer: Explainer, journal: Journal, shared: Shared | None
+) -> registry.Handlers:
+    if shared is None:
+        return explain.handlers(front, explainer=explainer, journal=journal)
+    return explain.shared(front, explainer=explainer, owner=shared.owner, worker=shared.name)
 
 
 def _table(config: Config, *, loads: Loads) -> Table:

@@ -33,6 +33,7 @@ class Shared:
     """What a router has that is one of several processes at one address.
 
     Attributes:
+        name: its own among them.
         mirror: the catalog, as its owner tells it.
         owner: answers RegistryService.
         http: the Unix socket of the HTTP side.
@@ -41,6 +42,7 @@ class Shared:
         lost: times that it was lost.
     """
 
+    name: str
     mirror: Mirror
     owner: grpc.aio.Channel
     http: Path

@@ -14,6 +14,7 @@ MAX_WEIGHT = 1000
 # What the router answers itself under the same names, so no endpoint can take it over.
 OWN_SERVICES = frozenset(
     {
+        "aiflow.admin.v1.ExplainService",
         "aiflow.registry.v1.RegistryService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",

@@ -126,7 +126,9 @@ class Key(Section):
     name: Name
     tenant: Name
     sha256: Annotated[str, AfterValidator(_sha256)] = Field(repr=False)
-    may: Annotated[tuple[Literal["call", "register"], ...], Field(min_length=1)] = ("call",)
+    may: Annotated[tuple[Literal["call", "register", "admin"], ...], Field(min_length=1)] = (
+        "call",
+    )
 
     def record(self) -> KeyRecord:
         return KeyRecord(

@@ -12,7 +12,7 @@ from typing import Literal
 
 from aiflow_sdk import errors
 
-Right = Literal["call", "register"]
+Right = Literal["call", "register", "admin"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class KeyRecord:
     may: frozenset[Right]
 
 
-ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register"}))
+ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register", "admin"}))
 
 
 class Keys:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -15,9 +16,11 @@ import orjson
 import structlog
 from google.protobuf.message import DecodeError, Message
 
+from aiflow.admin.v1 import explain_pb2
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.processes.child import Child
+from aiflow_router.rpc import explain
 from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
 from aiflow_router.rpc.visit import Context
 from aiflow_router.rpc.watch import Watchers
@@ -49,7 +52,12 @@ class Owner:
             for name, (kind, work) in self._registry.works().items()
         }
         methods[WATCH.rpartition("/")[2]] = grpc.unary_stream_rpc_method_handler(self._watch)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE, methods),
+                grpc.method_handlers_generic_handler(explain.SERVICE, {"Replay": self._replays()}),
+            )
+        )
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         try:
@@ -64,6 +72,27 @@ class Owner:
                 yield change
         except errors.AiflowError as error:
             await _abort(context, error)
+
+    def _replays(self) -> grpc.RpcMethodHandler[Any, Any]:
+        work = _answering(explain_pb2.ReplayRequest, self._replay)
+        return grpc.unary_unary_rpc_method_handler(work)
+
+    async def _replay(self, request: explain_pb2.ReplayRequest) -> bytes:
+        """What the workers remember of the calls with one id."""
+        children = self._children()
+        path = f"/trail?request_id={quote(request.request_id, safe='')}"
+        answers = await asyncio.gather(*(child.ask(path) for child in children))
+        traces: list[explain_pb2.Trace] = []
+        for child, answer in zip(children, answers, strict=True):
+            for trace in explain_pb2.ReplayResponse.FromString(answer or b"").traces:
+                trace.worker = child.name
+                traces.append(trace)
+        silent = [
+            child.name for child, answer in zip(children, answers, strict=True) if answer is None
+        ]
+        if silent:
+            _log.warning("workers were not heard about a call", workers=silent)
+        return explain.found(traces, request.request_id)
 
     async def _shown(self, key: Key) -> None:
         """Returns when every worker has what was last said of `key`; see CONFIRMED_WITHIN_S."""

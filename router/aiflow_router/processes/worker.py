@@ -82,6 +82,7 @@ async def run(folder: Path, name: str, config: Config) -> int:
             async with asyncio.timeout(CATALOG_WITHIN_S):
                 await following.began.wait()
             shared = Shared(
+                name=name,
                 mirror=mirror,
                 owner=owner,
                 http=socket_of(folder, name),

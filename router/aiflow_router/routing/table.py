@@ -11,6 +11,7 @@ import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from aiflow_router.balancing.filling import Filling
 from aiflow_router.balancing.load import Load, Loads
@@ -37,6 +38,9 @@ MAX_COMPARED = 200
 ALIKE = 3
 
 _rng = random.Random()  # noqa: S311 - spreads delays, guards nothing
+
+
+Kind = Literal["model", "service"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +127,17 @@ class Table:
         if plan is not None:
             return plan
         raise self._services.missing(name)
+
+    def policy(self, kind: Kind, name: str) -> Policy | None:
+        """The policy of the route that matches `name`; None where the default applies."""
+        return self._names(kind).policy(name)
+
+    def found(self, kind: Kind, name: str) -> GatedPlan:
+        """The plan of a model or a service. Raises as `model` and `service`."""
+        return self.model(name) if kind == "model" else self.service(name)
+
+    def _names(self, kind: Kind) -> _Names:
+        return self._models if kind == "model" else self._services
 
     def every_oip(self) -> tuple[Plan, ...]:
         """One plan for each endpoint that speaks the Open Inference Protocol."""
@@ -244,6 +259,9 @@ class _Names:
                 del self.gates[name]
             else:
                 self._left_at_s[name] = now_s
+
+    def policy(self, name: str) -> Policy | None:
+        return self._policies.get(name)
 
     def knows(self, name: str) -> bool:
         return (

@@ -282,6 +282,7 @@ class Front:
 
     async def _turn(self, visit: Visit, gate: Gate, call: Call, *, patience_s: float) -> None:
         priority = next((str(value) for name, value in call.onward if name == PRIORITY), "")
+        joined_s = self._clock()
         try:
             visit.queued_s = await take_turn(
                 gate,
@@ -291,8 +292,10 @@ class Front:
                 patience_s=patience_s,
                 clock=self._clock,
             )
-        except errors.AiflowError:
-            visit.call = None  # It went nowhere: the router answers.
+        except BaseException as error:
+            visit.queued_s = self._clock() - joined_s
+            if isinstance(error, errors.AiflowError):
+                visit.call = None  # It went nowhere: the router answers.
             raise
         if visit.queued_s:
             self._metrics.queue_wait(call.plan.name)(visit.queued_s)

@@ -14,6 +14,7 @@ from aiflow_sdk.errors import AiflowError
 _KNOWN = {
     "call": ("Call any method of a typed service.", ""),
     "check": ("Check a configuration file.", "router"),
+    "explain": ("Show what the router would do with a call, or did.", ""),
     "infer": ("Ask a model.", ""),
     "router": ("Run the router.", "router"),
     "serve": ("Run a CPU server, such as imaging.", "servers"),
