@@ -18,6 +18,8 @@ from aiflow.registry.v1 import registry_pb2
 from aiflow_sdk.client import Client
 from aiflow_sdk.command.options import calls_router
 
+# Less than this is no waiting: the call was refused at once.
+SHOWN_FROM_S = 1e-4
 _COLOURS = {"READY": "green", "DRAINING": "yellow"}
 
 
@@ -165,7 +167,7 @@ def _print_trace(console: Console, trace: explain_pb2.Trace) -> None:
         "method": logged["method"],
         "answered by" if logged["code"] == "OK" else "ended by": by,
         "attempts": logged["attempts"],
-        "waited at the gate": _seconds(trace.queued_s) if trace.queued_s else "",
+        "waited at the gate": _seconds(trace.queued_s) if trace.queued_s >= SHOWN_FROM_S else "",
         "in the router": _seconds(trace.router_s) if trace.router_s >= 0 else "",
         "in backends": _backends(trace, logged),
         "worker": trace.worker,

@@ -26,6 +26,9 @@ class Call:
     reason: str = ""
     duration_s: float = 0.02
     ended_s: float = 0.0
+    started_s: float = 0.0
+    queued_s: float = 0.0
+    call: None = None
 
 
 def counted(metrics: Metrics) -> dict[str, float]:
