@@ -219,9 +219,9 @@ def found(traces: Iterable[explain_pb2.Trace], request_id: str) -> bytes:
     answer = explain_pb2.ReplayResponse(traces=sorted(traces, key=_ended, reverse=True))
     if not answer.traces:
         raise errors.NotFoundError(
-            f'no call with request id "{request_id[:128]}" is remembered: each worker remembers its '
-            f"newest {NEWEST} calls, and {NEWEST_NOTED} that failed or were tried more than once; "
-            "the access log has the others",
+            f'no call with request id "{request_id[:128]}" is remembered: each worker remembers '
+            f"its newest {NEWEST} calls, and {NEWEST_NOTED} that failed or were tried more than "
+            "once; the access log has the others",
             reason="REQUEST_NOT_FOUND",
         )
     return answer.SerializeToString()

@@ -317,7 +317,7 @@ TestCalls = Calls.TestCase
     left_s=st.floats(0.0, 3.0),
 )
 def test_the_outlook_is_what_the_next_call_meets(
-    limit: int, queue: int, shadow: bool, before: list[str], priority: str, left_s: float
+    *, limit: int, queue: int, shadow: bool, before: list[str], priority: str, left_s: float
 ) -> None:
     one = gate(limit=limit, queue=queue, shadow=shadow)
     one.try_enter()
