@@ -91,11 +91,11 @@ class Journal:
                 metrics.overhead(overhead_s)
         # The loop's clock counts from an arbitrary moment.
         began_s = time.time() - self._loop.time()
-        if any(call.quiet for call in ended):
+        logged = [call for call in ended if not (call.quiet and call.code == "OK")]
+        if len(logged) < len(ended):
             loud = [not (call.quiet and call.code == "OK") for call in ended]
-            ended = list(itertools.compress(ended, loud))
             overheads_s = list(itertools.compress(overheads_s, loud))
-        if ended:
-            lines = [access.line(call, began_s=began_s) for call in ended]
+        if logged:
+            lines = [access.line(call, began_s=began_s) for call in logged]
             self._write(b"".join(lines))
-            self.trail.keep(ended, overheads_s, lines)
+            self.trail.keep(logged, overheads_s, lines)

@@ -69,8 +69,16 @@ RETRIED = Call(request_id="retried", call=Sent([Note(at_s=100.5, because="a"), N
 )
 def test_calls_are_found(calls: list[Call], sought: str, found: int) -> None:
     trail = Trail(newest=4, newest_noted=2)
-    kept(trail, *calls)
+    for call in calls:
+        kept(trail, call)
     assert len(trail.find(sought)) == found
+
+
+def test_those_that_ended_with_the_oldest_are_kept_with_it() -> None:
+    trail = Trail(newest=4)
+    for _ in range(5):
+        kept(trail, *[Call()] * 3)
+    assert len(trail.find("r")) == 6
 
 
 def test_the_newest_comes_first() -> None:
