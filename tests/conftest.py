@@ -1,6 +1,7 @@
 """Fixtures that every test can ask for."""
 
 pytest_plugins = [
+    "fixtures.consul",
     "fixtures.disks",
     "fixtures.node",
     "fixtures.pictures",

@@ -16,7 +16,10 @@ import click
 
 if TYPE_CHECKING:
     from aiflow_router.config.config import Config
+    from aiflow_router.policy.keeping import Watched
 
+# As config.file has it, which is not imported before it is needed.
+DEFAULT_FILE = "aiflow.yaml"
 _FORCED_EXIT = 130
 
 
@@ -60,7 +63,7 @@ def router(path: Path | None, grpc_address: str | None, http_address: str | None
 
     logs.configure()
     read = partial(_read, path, grpc_address=grpc_address, http_address=http_address)
-    problem = asyncio.run(_run(_configured(read), read))
+    problem = asyncio.run(_run(_configured(read), read, path or Path(DEFAULT_FILE)))
     if problem:
         raise click.ClickException(problem)
 
@@ -108,18 +111,20 @@ def _configured(read: Callable[[], Config]) -> Config:
         raise click.ClickException(str(error)) from None
 
 
-async def _run(config: Config, read: Callable[[], Config]) -> str:
+async def _run(config: Config, read: Callable[[], Config], path: Path) -> str:
     """Serves until a signal; what was wrong, or empty."""
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
     from aiflow_router.config import file as config_file  # noqa: PLC0415 - as above
+    from aiflow_router.policy.keeping import Watched  # noqa: PLC0415 - as above
 
     structlog.get_logger(__name__).info("configured", config=config_file.plain(config))
+    watched = Watched(path=path, read=read)
     if config.listen.workers == 1:
-        return await _one_process(config)
+        return await _one_process(config, watched)
     from aiflow_router.processes.supervisor import supervise  # noqa: PLC0415 - as above
 
-    return await supervise(config, read=read, listening=_say_listening)
+    return await supervise(config, watched=watched, listening=_say_listening)
 
 
 def _say_listening(grpc: str, http: str) -> None:
@@ -127,7 +132,7 @@ def _say_listening(grpc: str, http: str) -> None:
     print(line, flush=True)  # noqa: T201 - read by whoever started us
 
 
-async def _one_process(config: Config) -> str:
+async def _one_process(config: Config, watched: Watched) -> str:
     import structlog  # noqa: PLC0415 - `--help` stays fast
 
     from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
@@ -148,10 +153,11 @@ async def _one_process(config: Config) -> str:
     loop.add_signal_handler(
         signal.SIGHUP,
         log.error,
-        "no reload with one worker: restart the router, or set listen.workers to 2 or more",
+        "no reload with one worker: routes are taken by themselves when the file changes; for the "
+        "rest restart the router, or set listen.workers to 2 or more",
     )
     try:
-        async with serving(config) as running:
+        async with serving(config, watched=watched) as running:
             _say_listening(running.grpc_address, running.http_address)
             with kept_short():
                 await stop.wait()

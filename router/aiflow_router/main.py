@@ -25,13 +25,28 @@ from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
+from aiflow_router.policy.edition import Edition
+from aiflow_router.policy.keeping import Watched, keeping, of_the_file
+from aiflow_router.policy.policies import Policies
+from aiflow_router.routing.guard import Stop
+from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
-from aiflow_router.rpc import explain, health, http, inside, listener, oip, reflection, registry
+from aiflow_router.rpc import (
+    explain,
+    health,
+    http,
+    inside,
+    listener,
+    oip,
+    policy,
+    reflection,
+    registry,
+)
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.visit import Front
-from aiflow_router.rpc.watch import Relays, Watchers
+from aiflow_router.rpc.watch import Closing, Relays, Watchers
 from aiflow_router.running import Router, Shared
 from aiflow_router.telemetry.access import to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
@@ -51,6 +66,7 @@ async def serving(
     *,
     access_write: Callable[[bytes], object] = to_stderr,
     shared: Shared | None = None,
+    watched: Watched | None = None,
 ) -> AsyncIterator[Router]:
     """A router that listens until the block ends; then calls in flight are cut off.
 
@@ -58,6 +74,7 @@ async def serving(
         config: the defaults where there is none.
         access_write: takes the lines of the access log.
         shared: None where this is the only process at its address.
+        watched: the file whose changes are taken while it runs; None for none.
 
     Raises AddressInUseError.
     """
@@ -70,9 +87,10 @@ async def serving(
     loads = Loads(clock=_CLOCK, slow_start_s=config.slow_start)
     links = Links(max_message_bytes=limit_bytes)
     kinds = Kinds(links=links)
-    batches = _batches(config, links=links, loads=loads)
+    policies = _policies(config, metrics, watched) if shared is None else shared.policies
+    batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = _outliers(config, loads=loads, metrics=metrics)
-    table = _table(config, loads=loads)
+    table = _table(config, policies, loads=loads, metrics=metrics)
     front = Front(
         keys=Keys(
             [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
@@ -93,10 +111,9 @@ async def serving(
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
     metrics.watch(census, undescribed=kinds.pending)
-    metrics.watch_gates(table.gates)
-    metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
+    _follow_policies(policies, table=table, batches=batches, healths=healths, metrics=metrics)
     followers = (loads, table, healths, kinds, batches, links)
     for follower in followers:
         catalog.follow(follower.follow)
@@ -112,12 +129,8 @@ async def serving(
         stack.callback(catalog.close)
         await catalog.settled()
         watchers, registering = _registering(front, catalog, census, loads, shared)
-        explainer = Explainer(
-            table=table,
-            snapshot=lambda: catalog.snapshot,
-            loads=loads,
-            kinds=kinds,
-            clock=_CLOCK,
+        policy_watchers, administering = await stack.enter_async_context(
+            _administering(front, policies, config=config, watched=watched, shared=shared)
         )
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
@@ -125,8 +138,16 @@ async def serving(
             {
                 **oip.handlers(front),
                 **registering,
+                **administering,
                 **reflection.handlers(front),
-                **_explaining(front, explainer, journal, shared),
+                **_explaining(
+                    front,
+                    catalog=catalog,
+                    loads=loads,
+                    kinds=kinds,
+                    journal=journal,
+                    shared=shared,
+                ),
             },
             kinds=kinds,
             elsewhere=frozenset({health.SERVICE}),
@@ -169,7 +190,8 @@ async def serving(
             view=catalog,
             kinds=kinds,
             batches=batches,
-            watchers=watchers,
+            watchers=(watchers, policy_watchers),
+            policies=policies,
             metrics=metrics,
         )
 
@@ -208,6 +230,7 @@ async def _listen_inside(
     inside.add_routes(
         app,
         mirror=shared.mirror,
+        policies=shared.policies,
         census=census,
         loads=loads,
         journal=journal,
@@ -216,15 +239,6 @@ async def _listen_inside(
         leave=shared.leave,
     )
     return await listen_inside(stack, app, shared.http)
-
-
-def _batches(config: Config, *, links: Links, loads: Loads) -> Batches:
-    models = frozenset(
-        route.match.model
-        for route in config.routes
-        if route.balance == "batch_aware" and route.match.model is not None
-    )
-    return Batches(links=links, loads=loads, models=models)
 
 
 def _outliers(config: Config, *, loads: Loads, metrics: Metrics) -> Outliers:
@@ -253,6 +267,12 @@ def _catalog(config: Config) -> Catalog:
     )
 
 
+def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:
+    origin = "" if watched is None else str(watched.path)
+    first = of_the_file(config, origin=origin, since_s=time.time())
+    return Policies(first, refused=metrics.load_error)
+
+
 def _registering(
     front: Front,
     catalog: Catalog | Mirror,
@@ -276,34 +296,87 @@ def _registering(
 
 
 def _explaining(
-    front: Front, explainer: Explainer, journal: Journal, shared: Shared | None
+    front: Front,
+    *,
+    catalog: Catalog | Mirror,
+    loads: Loads,
+    kinds: Kinds,
+    journal: Journal,
+    shared: Shared | None,
 ) -> registry.Handlers:
+    explainer = Explainer(
+        table=front.table,
+        snapshot=lambda: catalog.snapshot,
+        loads=loads,
+        kinds=kinds,
+        clock=_CLOCK,
+    )
     if shared is None:
         return explain.handlers(front, explainer=explainer, journal=journal)
     return explain.shared(front, explainer=explainer, owner=shared.owner, worker=shared.name)
 
 
-def _table(config: Config, *, loads: Loads) -> Table:
-    policies = [
-        (
-            route.match,
-            Policy(
-                timeout_s=route.timeout,
-                balance=route.balance,
-                retry=route.retry.policy(),
-                hedged=route.hedge is not None,
-                hedge_after_s=None if route.hedge is None else route.hedge.after_s,
-                overload=route.overload.record(),
-                latency_aim_s=route.latency_aim,
-            ),
-        )
-        for route in config.routes
-    ]
+def _stops(metrics: Metrics) -> OnStop:
+    """Tells of a side of a split that its guard stopped."""
+
+    def told(model: str, side: str, stop: Stop) -> None:
+        if stop.shadow:
+            metrics.split_would_stop(model, side, stop.reason)()
+            _log.warning("a split's side would be stopped", model=model, side=side, why=stop.why)
+        else:
+            metrics.split_stopped(model, side, stop.reason)()
+            _log.error("a split's side is stopped", model=model, side=side, why=stop.why)
+
+    return told
+
+
+def _table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics) -> Table:
     return Table(
         loads=loads,
-        models={match.model: policy for match, policy in policies if match.model},
-        services={match.service: policy for match, policy in policies if match.service},
+        policies=policies.current.policies,
         default=Policy(),
         clock=_CLOCK,
         preference=Preference(zone=config.zone, slow_start_s=config.slow_start),
+        on_stop=_stops(metrics),
     )
+
+
+def _follow_policies(
+    policies: Policies,
+    *,
+    table: Table,
+    batches: Batches,
+    healths: health.Health,
+    metrics: Metrics,
+) -> None:
+    """Lets calls go by the policy that is in force, and tells which it is."""
+    metrics.watch_gates(table.gates)
+    metrics.watch_splits(table.split_shares)
+    metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
+    metrics.watch_policy(lambda: (policies.current.version, policies.current.source))
+
+    async def put(found: Edition) -> None:
+        await table.swap(found.policies)
+        await batches.change(found.batched)
+        healths.policy_changed()
+
+    policies.follow(put)
+
+
+@asynccontextmanager
+async def _administering(
+    front: Front,
+    policies: Policies,
+    *,
+    config: Config,
+    watched: Watched | None,
+    shared: Shared | None,
+) -> AsyncIterator[tuple[Closing, registry.Handlers]]:
+    """Who watches, and the handlers of PolicyService: its own, or its owner's passed on."""
+    if shared is not None:
+        relays = Relays(shared.owner, policy.WATCH)
+        yield relays, policy.relayed(front, owner=shared.owner, relays=relays)
+        return
+    async with keeping(policies, running=lambda: config, watched=watched) as kept:
+        service = policy.Service(kept.desk)
+        yield service, policy.handlers(front, service=service)

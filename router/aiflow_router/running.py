@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
+from aiflow_router.policy.policies import Policies
 from aiflow_router.rpc import health, listener
 from aiflow_router.rpc.visit import Front
-from aiflow_router.rpc.watch import Relays, Watchers
+from aiflow_router.rpc.watch import Closing
 from aiflow_router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -35,7 +36,8 @@ class Shared:
     Attributes:
         name: its own among them.
         mirror: the catalog, as its owner tells it.
-        owner: answers RegistryService.
+        policies: the policy, as its owner tells it.
+        owner: answers RegistryService and PolicyService.
         http: the Unix socket of the HTTP side.
         leave: set when another process takes this one's place.
         following: whether the owner is heard now.
@@ -44,6 +46,7 @@ class Shared:
 
     name: str
     mirror: Mirror
+    policies: Policies
     owner: grpc.aio.Channel
     http: Path
     leave: asyncio.Event
@@ -69,7 +72,8 @@ class Router:
     view: Catalog | Mirror
     kinds: Kinds
     batches: Batches
-    watchers: Watchers | Relays
+    watchers: Sequence[Closing]
+    policies: Policies
     metrics: Metrics
 
     @property
@@ -89,7 +93,7 @@ class Router:
         _log.info("draining: not ready, still serving", grace_s=listen.drain_grace)
         await asyncio.sleep(listen.drain_grace)
         self.front.draining = True
-        self.watchers.close()
+        self._end_watches()
         _log.info("draining: new calls are refused", in_flight=self.front.active)
         await self._idle()
 
@@ -110,9 +114,13 @@ class Router:
         while listener.connections(self._port) and loop.time() < oldest_s:  # noqa: ASYNC110 - Linux tells nobody
             await asyncio.sleep(GONE_POLL_S)
         # Watches have no end of their own, and no new call can come over a connection so old.
-        self.watchers.close()
+        self._end_watches()
         self.health.close()
         await self._idle()
+
+    def _end_watches(self) -> None:
+        for watchers in self.watchers:
+            watchers.close()
 
     @property
     def _port(self) -> int:

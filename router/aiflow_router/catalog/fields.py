@@ -15,6 +15,7 @@ MAX_WEIGHT = 1000
 OWN_SERVICES = frozenset(
     {
         "aiflow.admin.v1.ExplainService",
+        "aiflow.admin.v1.PolicyService",
         "aiflow.registry.v1.RegistryService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",

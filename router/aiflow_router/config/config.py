@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from aiflow_router.catalog.endpoint import Endpoint, Protocol
 from aiflow_router.catalog.fields import violations
 from aiflow_router.config.health import Ejection, Health
+from aiflow_router.config.policy import PolicyDocument, PolicySources
 from aiflow_router.config.route import Route
 from aiflow_router.config.values import (
     Duration,
@@ -21,7 +22,7 @@ from aiflow_router.config.values import (
     Zone,
     first_twice,
 )
-from aiflow_router.identity.keys import KeyRecord
+from aiflow_router.identity.keys import KeyRecord, Right
 
 DEFAULT_CONNECTION_AGE_S = 30.0
 
@@ -121,14 +122,19 @@ class Discovery(Section):
             raise ValueError(f"endpoint {'@'.join(twice)} is listed twice")
         return self
 
+    def only_models(self) -> frozenset[str] | None:
+        """The models that there ever can be; None where servers register themselves."""
+        others = (getattr(self, name) for name in type(self).model_fields if name != "static")
+        if any(source is not None for source in others):
+            return None
+        return frozenset(model for item in self.static for model in item.models)
+
 
 class Key(Section):
     name: Name
     tenant: Name
     sha256: Annotated[str, AfterValidator(_sha256)] = Field(repr=False)
-    may: Annotated[tuple[Literal["call", "register", "admin"], ...], Field(min_length=1)] = (
-        "call",
-    )
+    may: Annotated[tuple[Right, ...], Field(min_length=1)] = ("call",)
 
     def record(self) -> KeyRecord:
         return KeyRecord(
@@ -155,6 +161,8 @@ class Config(Section):
     listen: Listen = Listen()
     discovery: Discovery = Discovery(embedded=Embedded())
     auth: Auth = Auth()
+    # What of it may change while the router runs: `routes`.
+    policy: PolicySources = PolicySources()
     routes: tuple[Route, ...] = ()
     # The router's own; empty for no preference.
     zone: Zone = ""
@@ -163,15 +171,15 @@ class Config(Section):
     ejection: Ejection = Ejection()
 
     @model_validator(mode="after")
-    def _once(self) -> Config:
+    def _zoned(self) -> Config:
         zones = {item.zone for item in self.discovery.static}
         if self.zone and self.discovery.embedded is None and self.zone not in zones:
             raise ValueError(
                 f'zone: no static endpoint is in zone "{self.zone}" and none can register, so it '
                 "would have no effect"
             )
-        matches = [(route.match.model, route.match.service) for route in self.routes]
-        if twice := first_twice(matches):
-            kind, name = ("model", twice[0]) if twice[0] else ("service", twice[1])
-            raise ValueError(f'routes: two routes match {kind} "{name}"; only one could apply')
         return self
+
+    def policy_document(self) -> PolicyDocument:
+        """What of it may change while the router runs."""
+        return PolicyDocument(routes=self.routes)

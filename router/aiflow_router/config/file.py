@@ -6,17 +6,28 @@ Whatever is wrong is an error that names file, line, column and the nearest key 
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from aiflow_router.config import routes
 from aiflow_router.config.config import Config, Listen
+from aiflow_router.config.policy import PolicyDocument
 
 DEFAULT_FILE = "aiflow.yaml"
+# A document may come from afar. Some 50,000 routes are within these.
+MAX_CHARACTERS = 8_000_000
+MAX_VALUES = 1_000_000
+
+# Ten times as fast where PyYAML was built with libyaml, as its wheels are.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+S = TypeVar("S", Config, PolicyDocument)
 
 
 class ConfigError(Exception):
@@ -29,57 +40,112 @@ class ConfigError(Exception):
 
 def load(path: Path) -> Config:
     """Raises ConfigError."""
+    return parse(read(path), file=str(path))
+
+
+def read(path: Path) -> str:
+    """Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from None
-    return parse(text, file=str(path))
 
 
 def parse(text: str, *, file: str = DEFAULT_FILE) -> Config:
     """Raises ConfigError with every problem there is."""
+    return _parsed(Config, text, file=file)
+
+
+def parse_policy(text: str, *, file: str = "policy") -> PolicyDocument:
+    """A document of what may change while the router runs. Raises ConfigError as `parse` does."""
+    return _parsed(PolicyDocument, text, file=file)
+
+
+def _parsed(kind: type[S], text: str, *, file: str) -> S:
+    root, value = _composed(text, file=file)
+    if root is None:
+        return kind()
+    if not isinstance(value, dict):
+        first = next(iter(kind.model_fields))
+        raise ConfigError([f"{file}:1:1: must be a mapping of sections such as `{first}:`"])
+    problems = [
+        (mark, f"key `{key}` is there twice; only the last one would count")
+        for key, mark in _twice(root, set())
+    ]
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
+        found = kind.model_validate(value)
+    except ValidationError as failure:
+        problems += [_problem(kind, root, error) for error in failure.errors()]
+    else:
+        problems += [
+            (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
+            for problem in routes.check(found.routes, servable=_servable(found))
+        ]
+        if not problems:
+            return found
+    problems.sort(key=lambda problem: (problem[0].line, problem[0].column))
+    raise ConfigError(
+        [f"{file}:{mark.line + 1}:{mark.column + 1}: {what}" for mark, what in problems]
+    )
+
+
+def _servable(found: Config | PolicyDocument) -> frozenset[str] | None:
+    """The models that there ever can be; None where nothing says so."""
+    return found.discovery.only_models() if isinstance(found, Config) else None
+
+
+def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:
+    """The document with its marks, and as plain values. Raises ConfigError."""
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError([f"{file}: has {len(text)} characters, more than {MAX_CHARACTERS}"])
+    try:
+        loader = _LOADER(text)
+        try:
+            root = loader.get_single_node()
+            value = None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
+        return root, _tuples(value, itertools.count())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
         raise ConfigError([f"{where}: {getattr(error, 'problem', None) or error}"]) from None
-    if root is None:
-        return Config()
-    if not isinstance(value, dict):
-        raise ConfigError([f"{file}:1:1: must be a mapping of sections such as `listen:`"])
-    problems = [
-        (mark, f"key `{key}` is there twice; only the last one would count")
-        for key, mark in _twice(root)
-    ]
-    try:
-        config = Config.model_validate(_tuples(value))
-    except ValidationError as failure:
-        problems += [_problem(root, error) for error in failure.errors()]
-    if problems:
-        problems.sort(key=lambda problem: (problem[0].line, problem[0].column))
+    except RecursionError:
+        raise ConfigError([f"{file}: is nested too deeply"]) from None
+    except _TooManyError:
         raise ConfigError(
-            [f"{file}:{mark.line + 1}:{mark.column + 1}: {what}" for mark, what in problems]
-        )
-    return config
+            [f"{file}: has more than {MAX_VALUES} values, aliases unfolded"]
+        ) from None
 
 
-def _tuples(value: Any) -> Any:
+class _TooManyError(Exception):
+    """A few aliases of aliases can stand for billions of values."""
+
+
+def _tuples(value: Any, seen: Iterator[int]) -> Any:
     """Lists as tuples, which is what strict validation into frozen sections takes."""
+    if next(seen) > MAX_VALUES:
+        raise _TooManyError
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
+        return {key: _tuples(item, seen) for key, item in value.items()}
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+        return tuple(_tuples(item, seen) for item in value)
     return value
 
 
-def _problem(root: yaml.Node, error: Any) -> tuple[yaml.Mark, str]:
+def _dotted(path: routes.Path) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _problem(kind: type[BaseModel], root: yaml.Node, error: Any) -> tuple[yaml.Mark, str]:
     path = tuple(error["loc"])
     mark = _mark(root, path)
-    where = ".".join(str(part) for part in path)
+    where = _dotted(path)
     if error["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
+        if kind is PolicyDocument and path[0] in Config.model_fields:
+            can = ", ".join(f"`{key}`" for key in kind.model_fields)
+            return mark, f"`{where}` cannot change while the router runs; only {can} can"
+        known = _keys_at(kind, path[:-1])
         nearest = difflib.get_close_matches(str(path[-1]), known, n=1)
         hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
         return (
@@ -96,12 +162,12 @@ def _problem(root: yaml.Node, error: Any) -> tuple[yaml.Mark, str]:
     return mark, f"{where}: {message}" if where else message
 
 
-def _keys_at(path: tuple[str | int, ...]) -> list[str]:
+def _keys_at(kind: type[BaseModel], path: routes.Path) -> list[str]:
     """The keys that are known in the section at `path`."""
-    section: type[BaseModel] = Config
+    section = kind
     for part in path:
-        if isinstance(part, str):
-            section = _sections(section)[part]
+        # Beside keys and positions a path names which of several forms was tried.
+        section = _sections(section).get(str(part), section)
     return list(section.model_fields)
 
 
@@ -120,34 +186,52 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _mark(node: yaml.Node, path: tuple[str | int, ...]) -> yaml.Mark:
+def _mark(node: yaml.Node, path: routes.Path) -> yaml.Mark:
     """Where the key or item at `path` stands; of a key that is missing, where its section does."""
     mark = node.start_mark
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == part]
-            if not found:
-                break
-            mark, node = found[0][0].start_mark, found[0][1]
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if found:
+                mark, node = found[0][0].start_mark, found[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
             node = node.value[part]
             mark = node.start_mark
-        else:
-            break
     return mark
 
 
-def _twice(node: yaml.Node) -> Iterator[tuple[str, yaml.Mark]]:
+def _twice(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Mark]]:
+    if id(node) in seen:  # An alias.
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
+            if key.value in keys:
                 yield key.value, key.start_mark
-            seen.add(key.value)
-            yield from _twice(value)
+            keys.add(key.value)
+            yield from _twice(value, seen)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _twice(item)
+            yield from _twice(item, seen)
+
+
+def differing(old: Config, new: Config) -> list[str]:
+    """The keys, other than those of the policy, in which two configurations differ."""
+    return [
+        key
+        for section in Config.model_fields
+        if section not in PolicyDocument.model_fields
+        for key in _differing(section, getattr(old, section), getattr(new, section))
+    ]
+
+
+def _differing(key: str, old: object, new: object) -> Iterator[str]:
+    if isinstance(old, BaseModel) and type(old) is type(new):
+        for name in type(old).model_fields:
+            yield from _differing(f"{key}.{name}", getattr(old, name), getattr(new, name))
+    elif old != new:
+        yield key
 
 
 def with_listen(config: Config, given: Mapping[str, str]) -> Config:
@@ -173,4 +257,8 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def printed(config: Config) -> str:
-    return yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=False).rstrip()
+    return as_yaml(plain(config))
+
+
+def as_yaml(value: object) -> str:
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=False).rstrip()

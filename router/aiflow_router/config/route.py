@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from aiflow_router.config.fallback import Fallback
+from aiflow_router.config.split import Split
 from aiflow_router.config.values import (
     Mode,
     Name,
@@ -18,6 +20,7 @@ from aiflow_router.config.values import (
 )
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits import overload as limits
+from aiflow_router.routing.policy import Policy
 
 # The strategies of balancing.pick.PICKS.
 Balance = Literal["batch_aware", "least_request", "peak_ewma", "round_robin", "session"]
@@ -132,6 +135,39 @@ class Route(Section):
     overload: Overload = Overload()
     # For `batch_aware`: within what time answers shall come however full the batches.
     latency_aim: Timeout | None = None
+    split: Split | None = None
+    fallback: Fallback | None = None
+
+    @model_validator(mode="after")
+    def _courses(self) -> Route:
+        model = self.match.model
+        if model is None:
+            for key in ("split", "fallback"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"`{key}` is for routes that match a `model`: leave it out")
+            return self
+        if self.split is not None:
+            self.split.check(model)
+        alone = self.split is None or model not in self.split.weights
+        if self.fallback is not None and model in self.fallback.to and alone:
+            raise ValueError(
+                f'`fallback` leads to "{model}" itself, which has failed the call by then: name '
+                "another model"
+            )
+        return self
+
+    def policy(self) -> Policy:
+        return Policy(
+            timeout_s=self.timeout,
+            balance=self.balance,
+            retry=self.retry.policy(),
+            hedged=self.hedge is not None,
+            hedge_after_s=None if self.hedge is None else self.hedge.after_s,
+            overload=self.overload.record(),
+            latency_aim_s=self.latency_aim,
+            split=None if self.split is None else self.split.record(self.match.model or ""),
+            fallback=None if self.fallback is None else self.fallback.record(),
+        )
 
     @model_validator(mode="after")
     def _effective(self) -> Route:

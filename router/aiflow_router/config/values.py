@@ -45,6 +45,13 @@ def _share(value: object) -> float:
     return float(match[1]) / 100
 
 
+def _times(value: object) -> float:
+    match = re.fullmatch(r"(\d+(\.\d+)?)x", value) if isinstance(value, str) else None
+    if match is None or float(match[1]) < 1:
+        raise ValueError('must be how many times as much, 1x or more, such as "1.5x"')
+    return float(match[1])
+
+
 def _listen_address(value: str) -> str:
     if problem := address_problem(value, lowest_port=0):
         raise ValueError(problem)
@@ -76,6 +83,11 @@ Percent = Annotated[
     float,
     BeforeValidator(_share),
     PlainSerializer(lambda value: f"{value * 100:g}%", when_used="json"),
+]
+Times = Annotated[
+    float,
+    BeforeValidator(_times),
+    PlainSerializer(lambda value: f"{value:g}x", when_used="json"),
 ]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]

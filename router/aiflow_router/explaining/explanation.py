@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from aiflow_router.catalog.endpoint import Endpoint, State
-from aiflow_router.routing.table import Kind
+from aiflow_router.routing.policy import Kind
 from aiflow_sdk import errors
 
 
@@ -86,9 +86,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateView:
-    """The gate before the first candidate.
+    """A gate before a candidate.
 
     Attributes:
+        name: the candidate's.
         calls: which calls go through it.
         limit: how many may be inside now; None without a limit.
         adaptive: the limit moves by itself.
@@ -98,6 +99,7 @@ class GateView:
         wait_s: how long this one would wait, by estimate.
     """
 
+    name: str
     calls: str
     limit: int | None
     adaptive: bool
@@ -130,11 +132,13 @@ class Refused:
     Attributes:
         when: which calls.
         shadow: it would only be counted.
+        goes_on_to: the candidate that is asked instead; empty where the caller is told.
     """
 
     when: str
     error: errors.AiflowError
     shadow: bool = False
+    goes_on_to: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +146,7 @@ class Explanation:
     """All of it.
 
     Attributes:
+        version: of the policy that is in force.
         matched: how the route was found.
         by_default: no route matches, so the defaults hold.
         verdict: what would become of the call now, in a sentence.
@@ -150,6 +155,7 @@ class Explanation:
 
     kind: Kind
     name: str
+    version: str
     matched: str
     by_default: bool
     verdict: str

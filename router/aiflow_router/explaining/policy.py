@@ -16,7 +16,9 @@ from aiflow_router.balancing.session import session as home_of
 from aiflow_router.explaining.explanation import Line, Question
 from aiflow_router.forwarding.kinds import Method
 from aiflow_router.limits.overload import Overload
-from aiflow_router.routing.table import GatedPlan, Policy
+from aiflow_router.routing.course import Course
+from aiflow_router.routing.names import GatedPlan
+from aiflow_router.routing.policy import Policy
 
 _PICKED_BY = {
     "batch_aware": "the fullest endpoint that has room in its batches, then the least busy",
@@ -32,13 +34,15 @@ class Subject:
     """All that a line may look at.
 
     Attributes:
-        plan: None where no endpoint takes calls.
+        course: of a model whose route splits or falls back; None for any other name.
+        plan: the name's own; None where no endpoint takes calls.
         fit: who may be picked.
         call_kind: what is known of the method of a service.
     """
 
     question: Question
     policy: Policy
+    course: Course | None
     plan: GatedPlan | None
     fit: Sequence[Load]
     call_kind: Method | None
@@ -136,6 +140,31 @@ def _limit(overload: Overload) -> str:
     return f"{overload.lowest} to {overload.highest} (adaptive)"
 
 
+def _split(subject: Subject) -> str:
+    course = subject.course
+    if course is None or course.sides is None:
+        return "none"
+    sides = course.sides
+    split = sides.split
+    says = ", ".join(f"{share:.0%} {name}" for name, share in sides.shares().items())
+    says += f" by {split.by}"
+    if split.guard is not None:
+        says += "; a guard stops a side that is worse" + (" (shadow)" if split.guard.shadow else "")
+    for name, stop in sides.stopped.items():
+        says += f"; {name} {'would be' if stop.shadow else 'is'} stopped: {stop.why}"
+    return f"shadow, so only counted: {says}" if split.shadow else says
+
+
+def _fallback(subject: Subject) -> str:
+    fallback = subject.policy.fallback
+    if fallback is None:
+        return "none"
+    says = f"to {', then '.join(fallback.to)} on {', '.join(sorted(fallback.on))}"
+    if fallback.deadline_share is not None:
+        says += f"; all but the last have {fallback.deadline_share:.0%} of the time"
+    return f"shadow, so only counted: {says}" if fallback.shadow else says
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Topic:
     """`part` is the part of the policy it speaks of, to tell whether that is the default."""
@@ -150,6 +179,8 @@ TOPICS: Mapping[str, _Topic] = {
     "retry": _Topic(says=_retry, part=lambda policy: policy.retry),
     "hedge": _Topic(says=_hedge, part=lambda policy: (policy.hedged, policy.hedge_after_s)),
     "overload": _Topic(says=_overload, part=lambda policy: policy.overload),
+    "split": _Topic(says=_split, part=lambda policy: policy.split),
+    "fallback": _Topic(says=_fallback, part=lambda policy: policy.fallback),
 }
 
 
@@ -165,9 +196,53 @@ def lines(subject: Subject, *, default: Policy) -> tuple[Line, ...]:
     )
 
 
-def _itself(subject: Subject) -> Iterable[tuple[str, str]]:
-    yield subject.question.name, "asked for"
+def firsts(subject: Subject) -> Mapping[str, float]:
+    """Who is asked first, with the part of the calls for which it is."""
+    course, question = subject.course, subject.question
+    if course is None or course.sides is None or course.sides.split.shadow:
+        return {question.name: 1.0}
+    caller = {"tenant": question.tenant, "session": question.session}.get(course.sides.split.by, "")
+    if caller:
+        return {course.sides.choose(caller): 1.0}
+    return {name: share for name, share in course.sides.shares().items() if share}
+
+
+def chain(subject: Subject, first: str) -> Sequence[str]:
+    """Who is asked in turn where `first` is the first."""
+    return (first,) if subject.course is None else subject.course.chains[first]
+
+
+def _first(subject: Subject) -> Iterable[tuple[str, str]]:
+    asked = firsts(subject)
+    for name, share in asked.items():
+        part = "" if len(asked) == 1 else f"{share:.0%} of the calls"
+        yield name, part or ("asked for" if name == subject.question.name else "this caller's side")
+
+
+def _left_out(subject: Subject) -> Iterable[tuple[str, str]]:
+    """Sides that get none of these calls, which are not to be missed."""
+    if subject.course is None or subject.course.sides is None:
+        return
+    sides = subject.course.sides
+    for name, share in sides.shares().items():
+        if name in firsts(subject):
+            continue
+        if name in sides.stopped:
+            yield name, f"stopped: {sides.stopped[name].why}"
+        else:
+            yield name, f"would get {share:.0%}" if sides.split.shadow else "gets none of these"
+
+
+def _fallbacks(subject: Subject) -> Iterable[tuple[str, str]]:
+    fallback = subject.policy.fallback
+    for number, name in enumerate(() if fallback is None else fallback.to, 1):
+        shadow = "" if fallback is None or not fallback.shadow else ", shadow: only counted"
+        yield name, f"fallback {number}{shadow}"
 
 
 # Names and the reason for each, in the order in which calls go to them.
-CANDIDATES: tuple[Callable[[Subject], Iterable[tuple[str, str]]], ...] = (_itself,)
+CANDIDATES: tuple[Callable[[Subject], Iterable[tuple[str, str]]], ...] = (
+    _first,
+    _left_out,
+    _fallbacks,
+)

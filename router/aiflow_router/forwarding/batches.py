@@ -6,6 +6,7 @@ and for ever where its server has no ModelConfig or does not batch the model, it
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -27,6 +28,8 @@ MODEL_CONFIG = "/inference.GRPCInferenceService/ModelConfig"
 ANSWER_WITHIN_S = 2.0
 # Parsing holds the event loop; real configurations are a few kilobytes.
 MAX_ANSWER_BYTES = 1024 * 1024
+# Looked at between calls, where models are to be asked about that were not.
+ENDPOINTS_AT_ONCE = 200
 
 Rooms = Mapping[str, int]
 
@@ -59,10 +62,12 @@ class Batches:
         self._links = links
         self._loads = loads
         self._models = models
+        self._snapshot = Snapshot()
         self._inquiry = Inquiry(ask=self._ask, take=self._take)
 
-    def follow(self, _snapshot: Snapshot, change: Change) -> None:
+    def follow(self, snapshot: Snapshot, change: Change) -> None:
         """Asks each endpoint that is new or registered again, and forgets those that left."""
+        self._snapshot = snapshot
         for key in change.gone:
             self._inquiry.forget(key)
         for key, entry in change.put.items():
@@ -70,6 +75,18 @@ class Batches:
                 self._inquiry.ask(entry.endpoint)
             else:
                 self._inquiry.forget(key)
+
+    async def change(self, models: frozenset[str]) -> None:
+        """Asks about other models from here on; endpoints of new ones are asked again."""
+        new, self._models = models - self._models, models
+        if not new:
+            return
+        entries = self._snapshot.entries.items()
+        for number, (key, entry) in enumerate(entries, start=1):
+            if not new.isdisjoint(entry.endpoint.models) and key in self._snapshot.entries:
+                self._inquiry.ask(entry.endpoint)
+            if number % ENDPOINTS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # Calls move on in between.
 
     def pending(self) -> int:
         """Endpoints that have not answered yet."""

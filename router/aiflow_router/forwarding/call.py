@@ -9,6 +9,7 @@ from aiflow_router.balancing.load import Load
 from aiflow_router.balancing.memory import Memory
 from aiflow_router.forwarding.metadata import SESSION, Pairs
 from aiflow_router.forwarding.plan import Plan
+from aiflow_router.forwarding.retry import Budget
 from aiflow_router.telemetry.trail import Note
 
 
@@ -25,6 +26,9 @@ class Call:
         load: the endpoint tried last, or the one that answered.
         tried: endpoints that will not be tried again.
         backend_s: time spent waiting for backends.
+        sent: a backend may have begun to work on it.
+        most: endpoints that may be tried; None: as many as the plan says.
+        paid_by: the budget that its retries are taken from; None: the plan's.
         sent_s: when the attempt that is on its way began.
         because: why that one is made; empty for the first.
         notes: what went on, from the first attempt on that did not go well; None until then.
@@ -42,6 +46,18 @@ class Call:
     sent_s: float = 0.0
     because: str = ""
     notes: list[Note] | None = None
+    sent: bool = False
+    most: int | None = None
+    paid_by: Budget | None = None
+
+    @property
+    def limit(self) -> int:
+        """Endpoints that may be tried."""
+        return self.plan.retry.attempts if self.most is None else self.most
+
+    @property
+    def budget(self) -> Budget:
+        return self.paid_by or self.plan.budget
 
     @property
     def memory(self) -> Memory:
@@ -59,7 +75,7 @@ class Call:
 
     def another(self) -> bool:
         """Whether one more endpoint may be tried, and there is one, be it in a bad state."""
-        return self.attempts < self.plan.retry.attempts and len(self.tried) < len(self.plan.loads)
+        return self.attempts < self.limit and len(self.tried) < len(self.plan.loads)
 
     def elsewhere(self, now_s: float) -> bool:
         """Whether another endpoint than those asked so far is fit to be asked."""
@@ -68,7 +84,7 @@ class Call:
     def try_due_s(self, now_s: float) -> float:
         """When the attempt that starts now must have its answer."""
         retry = self.plan.retry
-        if retry.per_try_timeout_s is None or self.attempts >= retry.attempts:
+        if retry.per_try_timeout_s is None or self.attempts >= self.limit:
             return self.deadline_s
         if not self.elsewhere(now_s):
             return self.deadline_s

@@ -20,6 +20,8 @@ Pairs = tuple[Pair, ...]
 REQUEST_ID = "x-request-id"
 SERVED_BY = "x-aiflow-served-by"
 ATTEMPTS = "x-aiflow-attempts"
+POLICY_VERSION = "x-aiflow-policy-version"
+FALLBACK = "x-aiflow-fallback"
 SESSION = "x-aiflow-session"
 PRIORITY = "x-aiflow-priority"
 

@@ -92,7 +92,7 @@ class Sender:
         Raises NoEndpointError when there is none left to try, DeadlineExceededError.
         """
         plan = call.plan
-        while call.attempts < plan.retry.attempts:
+        while call.attempts < call.limit:
             now_s = self.clock()
             untried = plan.pool.open(now_s, self._rng, call)
             if not untried:
@@ -159,7 +159,7 @@ class Sender:
 
         Raises AioRpcError with the backend's own status, or an AiflowError.
         """
-        budget, hedge = call.plan.budget, call.plan.hedge
+        budget, hedge = call.budget, call.plan.hedge
         budget.active += 1
         try:
             if hedge is None:
@@ -189,9 +189,8 @@ class Sender:
                 return await first
             call.tried.append(call.load)
             call.decided(f"no answer for {delay_s:.3g} s: another one is asked too", self.clock())
-            once = replace(plan, retry=replace(plan.retry, attempts=1))
             # With the notes of this one: the list is the same.
-            other = replace(call, plan=once, attempts=0, because="hedge")
+            other = replace(call, attempts=0, most=1, because="hedge")
             second = asyncio.create_task(self._tried(other, request, may_repeat))
             won = await _first_good(first, second)
         finally:
@@ -200,7 +199,8 @@ class Sender:
                     task.cancel()
                     await asyncio.wait((task,))
             if second is not None:
-                plan.budget.give_back()
+                call.budget.give_back()
+                call.sent = call.sent or other.sent
             call.backend_s = self.clock() - started_s
         # Not before the first attempt has been released, which is counted by its own endpoint.
         call.attempts += other.attempts
@@ -212,7 +212,7 @@ class Sender:
     def _may_hedge(self, call: Call) -> bool:
         if not call.elsewhere(self.clock()):
             return False
-        if call.plan.budget.take():
+        if call.budget.take():
             return True
         self._metrics.hedges(call.plan.name, "over_budget")()
         call.decided("not hedged: the retry budget is used up", self.clock())
@@ -220,7 +220,7 @@ class Sender:
 
     async def _tried(self, call: Call, request: bytes, may_repeat: MayRepeat) -> Answer:
         """The answer of the first endpoint that gives one, tried one after the other."""
-        budget, retry = call.plan.budget, call.plan.retry
+        budget, retry = call.budget, call.plan.retry
         # A try that nothing may follow has all the time there is.
         bounded = retry.per_try_timeout_s is not None and may_repeat(request)
         retrying = False
@@ -251,6 +251,7 @@ class Sender:
         sent_s = self.clock()
         due_s = call.try_due_s(sent_s) if bounded else call.deadline_s
         outcome = "CANCELLED"
+        call.sent = True
         try:
             answer = await link.ask(
                 call.method,
@@ -315,7 +316,7 @@ class Sender:
         waited = False
         while self.clock() + pause_s < give_up_s:
             await self._sleep(pause_s)
-            if call.plan.budget.take():
+            if call.budget.take():
                 return True
             # Soon again: what is waited for is a place in here, which burdens no backend.
             waited, pause_s = True, backoff_s(1, self._rng)

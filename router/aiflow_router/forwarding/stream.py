@@ -23,7 +23,7 @@ from aiflow_router.forwarding.sender import Sender
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
 
-Check = Callable[[bytes], None]
+Take = Callable[[bytes], bytes]
 
 
 async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of it
@@ -32,18 +32,19 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
     context: Context,
     *,
     first: bytes | None,
-    check: Check,
+    take: Take,
     answer_within_s: float | None = None,
 ) -> list[Pair]:
     """Passes the call through to its end; the answer is the trailing metadata.
 
-    `first` is the caller's first message where it was already read; `check` raises an AiflowError
-    for a further one that must not be passed on. `answer_within_s` bounds the time from the
-    caller's half-close to the backend's first message.
+    `first` is the caller's first message where it was already read; `take` makes of a further one
+    what is passed on, and raises an AiflowError for one that must not be. `answer_within_s` bounds
+    the time from the caller's half-close to the backend's first message.
 
     Raises AioRpcError with the backend's own status, or an AiflowError.
     """
     link = await sender.acquire(call)
+    call.sent = True
     sent_s = sender.clock()
     outcome = "CANCELLED"
     try:
@@ -53,7 +54,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
         raise
     patience = _Patience(rpc, call, answer_within_s)
     clock = sender.clock if call.plan.memory.timed else None
-    up = _Upstream(context, rpc, first=first, check=check, patience=patience, clock=clock)
+    up = _Upstream(context, rpc, first=first, take=take, patience=patience, clock=clock)
     pump = asyncio.create_task(up.run())
     received = 0
     try:
@@ -137,14 +138,14 @@ class _Upstream:
         rpc: grpc.aio.StreamStreamCall[bytes, bytes],
         *,
         first: bytes | None,
-        check: Check,
+        take: Take,
         patience: _Patience,
         clock: Callable[[], float] | None,
     ) -> None:
         self._context = context
         self._rpc = rpc
         self._first = first
-        self._check = check
+        self._take = take
         self._patience = patience
         self._clock = clock
         self._sent_s = math.inf
@@ -164,8 +165,7 @@ class _Upstream:
                 await self._rpc.write(self._first)
                 self._sent()
             while (message := await self._context.read()) is not grpc.aio.EOF:
-                self._check(message)
-                await self._rpc.write(message)
+                await self._rpc.write(self._take(message))
                 self._sent()
             # A caller that goes away ends its messages too, and only a moment later is this task
             # cancelled. The backend must not take that for a finished upload.

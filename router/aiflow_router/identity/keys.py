@@ -34,7 +34,9 @@ class KeyRecord:
     may: frozenset[Right]
 
 
-ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register", "admin"}))
+ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register"}))
+# Where there are no keys at all, whoever reaches the port is the operator.
+ANYBODY = Caller(name="", tenant="anonymous", may=frozenset({"call", "register", "admin"}))
 
 
 class Keys:
@@ -46,14 +48,16 @@ class Keys:
             )
             for record in records
         }
+        self._anonymous = ANONYMOUS if self._by_digest else ANYBODY
 
     def identify(self, key: str, right: Right) -> Caller:
         """Who sent `key` (empty for none). Raises AuthenticationError, PermissionDeniedError."""
         if not key:
-            if not self._required:
-                return ANONYMOUS
+            if not self._required and right in self._anonymous.may:
+                return self._anonymous
+            asks = "this router asks" if self._required else f"to {right}, this router asks"
             raise errors.AuthenticationError(
-                "this router asks for an API key: send it as metadata "
+                f"{asks} for an API key: send it as metadata "
                 "`authorization: Bearer KEY` or `x-api-key: KEY` (or set AIFLOW_API_KEY)"
             )
         caller = self._by_digest.get(hashlib.sha256(key.encode()).digest())

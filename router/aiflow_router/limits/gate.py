@@ -57,6 +57,22 @@ class Outlook:
     refusal: Refusal | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The settings of a gate; they may change while calls are inside.
+
+    Attributes:
+        limit: calls that may be inside, where no gradient says so.
+        queue: calls that may wait.
+        shadow: nobody waits or is refused.
+    """
+
+    limit: int
+    queue: int
+    shadow: bool = False
+    gradient: Gradient | None = None
+
+
 def _nobody() -> None:
     pass
 
@@ -89,13 +105,14 @@ class Gate:
     The queue is ordered by arrival, with a handicap: each step of priority below the highest lets
     `queue` later calls pass, and no more, so the lowest is overtaken by at most twice that many. A
     full queue keeps who is first in this order. With `shadow` nobody waits or is refused; what
-    would have been is counted.
+    would have been is counted apart.
 
     Attributes:
         inflight: calls inside.
         limit: how many may be.
         answer_s: how long answers take lately; 0 before the first.
         refused: calls that did not get in, by priority and reason.
+        would_refuse: those that got in because of `shadow`.
     """
 
     def __init__(
@@ -113,6 +130,7 @@ class Gate:
         self.inflight = 0
         self.answer_s = 0.0
         self.refused: Counter[tuple[str, str]] = Counter()
+        self.would_refuse: Counter[tuple[str, str]] = Counter()
         self._gradient = gradient
         self._rng = rng
         self._waiting: list[Ticket] = []
@@ -132,6 +150,21 @@ class Gate:
             self.inflight += 1
             return True
         return False
+
+    def reshape(self, shape: Shape, now_s: float) -> None:
+        """Takes other settings; who is inside stays, who waits gets in or stays in line.
+
+        A line that is too long now is cut at its end.
+        """
+        self.queue = shape.queue
+        self.shadow = shape.shadow
+        self._gradient = shape.gradient
+        self.limit = shape.limit if shape.gradient is None else shape.gradient.current
+        self._admit(now_s)
+        while len(self._waiting) > self.queue:
+            last = self._waiting.pop()
+            last.refusal = self._refuse(last, "OVERLOADED", self.queue)
+            last.wake()
 
     def join(self, *, priority: str, deadline_s: float, now_s: float) -> Ticket | Refusal:
         """A place in the queue for a call that found no room, or why it gets none."""
@@ -195,7 +228,7 @@ class Gate:
             ticket.refusal = self._refuse(ticket, reason, 0)
 
     def _admit(self, now_s: float) -> None:
-        while self._waiting and self.inflight < self.limit:
+        while self._waiting and (self.inflight < self.limit or self.shadow):
             ticket = self._waiting.pop(0)
             if ticket.deadline_s <= now_s:
                 ticket.refusal = self._refuse(ticket, "DEADLINE_EXCEEDED", 0)
@@ -225,7 +258,8 @@ class Gate:
         return now_s + self._wait_s(ahead) + self.answer_s > ticket.deadline_s
 
     def _refuse(self, ticket: Ticket, reason: Reason, ahead: int) -> Refusal:
-        self.refused[PRIORITIES[ticket.priority], reason] += 1
+        counts = self.would_refuse if self.shadow else self.refused
+        counts[PRIORITIES[ticket.priority], reason] += 1
         return self._refusal(reason, self._wait_s(ahead))
 
     def _refusal(self, reason: Reason, wait_s: float) -> Refusal:

@@ -18,9 +18,16 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]
 """A sample's name and its labels."""
 
 # Every worker has the whole catalog. Whom it can reach is its own view: the mean of the views adds
-# up to the number of endpoints, as neither sum nor maximum would.
-MEAN = frozenset({"aiflow_endpoints"})
-MAX = frozenset({"aiflow_endpoints_undescribed", "aiflow_endpoints_batch_unknown", "aiflow_panic"})
+# up to the number of endpoints, as neither sum nor maximum would. A guard's stop is its own too.
+MEAN = frozenset({"aiflow_endpoints", "aiflow_split_share"})
+MAX = frozenset(
+    {
+        "aiflow_endpoints_batch_unknown",
+        "aiflow_endpoints_undescribed",
+        "aiflow_panic",
+        "aiflow_policy_info",
+    }
+)
 # About one process; told apart by a label.
 _PROCESS = "process_"
 

@@ -1,11 +1,12 @@
-"""The supervisor's catalog, as its workers reach it: RegistryService on a Unix socket."""
+"""What the supervisor owns, as its workers reach it: catalog and policy on a Unix socket."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,8 +20,9 @@ from google.protobuf.message import DecodeError, Message
 from aiflow.admin.v1 import explain_pb2
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
+from aiflow_router.policy.desk import Desk
 from aiflow_router.processes.child import Child
-from aiflow_router.rpc import explain
+from aiflow_router.rpc import explain, policy
 from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
 from aiflow_router.rpc.visit import Context
 from aiflow_router.rpc.watch import Watchers
@@ -32,11 +34,20 @@ _log = structlog.get_logger(__name__)
 CONFIRMED_WITHIN_S = 1.0
 
 
+# Of the call that is answered in this task: the tenant who called the worker.
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+
+Works = Mapping[str, tuple[type[Message], Callable[[Any], Awaitable[bytes]]]]
+
+
 class Owner:
     """Answers workers. Keys were checked by them, and the socket's folder is this user's alone."""
 
-    def __init__(self, catalog: Catalog, children: Callable[[], Sequence[Child]]) -> None:
+    def __init__(
+        self, catalog: Catalog, desk: Desk, children: Callable[[], Sequence[Child]]
+    ) -> None:
         self._catalog = catalog
+        self._policy = policy.Service(desk, everywhere=self._policy_everywhere)
         self._children = children
         self._watchers = Watchers()
         self._registry = Registry(catalog=catalog, seen=self._seen, shown=self._shown)
@@ -47,15 +58,12 @@ class Owner:
     @asynccontextmanager
     async def listening(self, path: Path) -> AsyncIterator[None]:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(_answering(kind, work))
-            for name, (kind, work) in self._registry.works().items()
-        }
-        methods[WATCH.rpartition("/")[2]] = grpc.unary_stream_rpc_method_handler(self._watch)
+        replays = {"Replay": (explain_pb2.ReplayRequest, self._replay)}
         server.add_generic_rpc_handlers(
             (
-                grpc.method_handlers_generic_handler(SERVICE, methods),
-                grpc.method_handlers_generic_handler(explain.SERVICE, {"Replay": self._replays()}),
+                _handler(SERVICE, self._registry.works(), WATCH, self._watchers.changes),
+                _handler(policy.SERVICE, self._policy_works(), policy.WATCH, self._policy.changes),
+                _handler(explain.SERVICE, replays),
             )
         )
         server.add_insecure_port(f"unix:{path}")
@@ -64,18 +72,21 @@ class Owner:
             yield
         finally:
             self._watchers.close()
+            self._policy.close()
             await server.stop(None)
 
-    async def _watch(self, _: bytes, context: Context) -> AsyncIterator[bytes]:
-        try:
-            async for change in self._watchers.changes():
-                yield change
-        except errors.AiflowError as error:
-            await _abort(context, error)
+    def _policy_works(self) -> Works:
+        def told(work: policy.Work) -> Callable[[Any], Awaitable[bytes]]:
+            async def answer(request: Any) -> bytes:
+                return (await work(request, CALLER.get())).SerializeToString()
 
-    def _replays(self) -> grpc.RpcMethodHandler[Any, Any]:
-        work = _answering(explain_pb2.ReplayRequest, self._replay)
-        return grpc.unary_unary_rpc_method_handler(work)
+            return answer
+
+        return {name: (kind, told(work)) for name, (kind, work) in self._policy.works().items()}
+
+    async def _policy_everywhere(self, number: int) -> None:
+        """Returns when every worker goes by the change; see CONFIRMED_WITHIN_S."""
+        await self._asked(f"/policy/{number}", "the policy")
 
     async def _replay(self, request: explain_pb2.ReplayRequest) -> bytes:
         """What the workers remember of the calls with one id."""
@@ -107,8 +118,12 @@ class Owner:
         await asyncio.shield(task)  # Others may wait for it too.
 
     async def _confirm(self, version: int) -> None:
+        await self._asked(f"/version/{version}", "the catalog")
+        self._confirmed = max(self._confirmed, version)
+
+    async def _asked(self, path: str, what: str) -> None:
+        """Returns when every worker has answered, or is too late."""
         children = self._children()
-        path = f"/version/{version}"
         answers = await asyncio.gather(
             *(child.ask(path, within_s=CONFIRMED_WITHIN_S) for child in children)
         )
@@ -116,8 +131,7 @@ class Owner:
             child.name for child, answer in zip(children, answers, strict=True) if answer is None
         ]
         if silent:
-            _log.warning("workers did not confirm a change of the catalog", workers=silent)
-        self._confirmed = max(self._confirmed, version)
+            _log.warning(f"workers did not confirm a change of {what}", workers=silent)
 
     async def _seen(self) -> Seen:
         """Of all workers: their calls in flight summed, and the worst that one of them sees."""
@@ -139,10 +153,41 @@ class Owner:
         return seen
 
 
+def _handler(
+    service: str,
+    works: Works,
+    watch: str = "",
+    changes: Callable[[], AsyncIterator[bytes]] | None = None,
+) -> grpc.GenericRpcHandler:
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: grpc.unary_unary_rpc_method_handler(_answering(kind, work))
+        for name, (kind, work) in works.items()
+    }
+    if changes is not None:
+        name = watch.rpartition("/")[2]
+        methods[name] = grpc.unary_stream_rpc_method_handler(_watching(changes))
+    return grpc.method_handlers_generic_handler(service, methods)
+
+
+def _watching(
+    changes: Callable[[], AsyncIterator[bytes]],
+) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+    async def watched(_: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for change in changes():
+                yield change
+        except errors.AiflowError as error:
+            await _abort(context, error)
+
+    return watched
+
+
 def _answering(
     kind: type[Message], work: Callable[[Any], Awaitable[bytes]]
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(request: bytes, context: Context) -> bytes:
+        told = dict(context.invocation_metadata() or ())
+        CALLER.set(str(told.get(policy.CALLER, "")))
         try:
             return await work(kind.FromString(request))
         except DecodeError as error:

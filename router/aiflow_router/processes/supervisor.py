@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.config.config import Config
 from aiflow_router.config.file import ConfigError
+from aiflow_router.policy.file import File
+from aiflow_router.policy.keeping import Watched, keeping, of_the_file
+from aiflow_router.policy.policies import Policies
 from aiflow_router.processes import merge
 from aiflow_router.processes.address import reserved
 from aiflow_router.processes.child import Child, ChildError, Listening, started
@@ -39,14 +43,13 @@ _FORCED_EXIT = 130
 # Linux allows 107 bytes for the name of a Unix socket.
 LONGEST_FOLDER = 80
 
-Read = Callable[[], Config]
-"""Reads the configuration as it is now. Raises ConfigError."""
 
-
-async def supervise(config: Config, *, read: Read, listening: Callable[[str, str], None]) -> str:
+async def supervise(
+    config: Config, *, watched: Watched, listening: Callable[[str, str], None]
+) -> str:
     """Serves until a signal; what was wrong, or empty.
 
-    SIGHUP replaces the workers by ones with the configuration that `read` gives. `listening` takes
+    SIGHUP replaces the workers by ones with the configuration in the file. `listening` takes
     the addresses, gRPC and HTTP, when all workers serve.
     """
     try:
@@ -61,7 +64,7 @@ async def supervise(config: Config, *, read: Read, listening: Callable[[str, str
                 address = stack.enter_context(reserved(config.listen.grpc))
             except OSError as error:
                 raise in_use_grpc(config.listen.grpc, error) from None
-            supervisor = Supervisor(config, read=read, folder=folder, address=address)
+            supervisor = Supervisor(config, watched=watched, folder=folder, address=address)
             await stack.enter_async_context(supervisor.running(listening))
             return await supervisor.until_told()
     except (AddressInUseError, ChildError) as error:
@@ -71,9 +74,10 @@ async def supervise(config: Config, *, read: Read, listening: Callable[[str, str
 class Supervisor:
     """Lives in one event loop, and has its signals."""
 
-    def __init__(self, config: Config, *, read: Read, folder: Path, address: str) -> None:
+    def __init__(self, config: Config, *, watched: Watched, folder: Path, address: str) -> None:
         self._config = config
-        self._read = read
+        self._watched = watched
+        self._file: File | None = None
         self._folder = folder
         self._address = address
         self._files = 0
@@ -92,6 +96,10 @@ class Supervisor:
         self._last_words: list[str] = []
         self._scrape = asyncio.Lock()
         self._metrics = _Metrics(self._catalog, self._pool)
+        self._policies = Policies(
+            of_the_file(config, origin=str(watched.path), since_s=time.time()),
+            refused=self._metrics.load_errors.inc,
+        )
 
     @contextlib.asynccontextmanager
     async def running(self, listening: Callable[[str, str], None]) -> AsyncIterator[None]:
@@ -103,10 +111,14 @@ class Supervisor:
             report=lambda: {**served(self._catalog.snapshot), "workers": len(pool.serving())},
             metrics=self._text,
         )
-        owner = Owner(self._catalog, lambda: [*pool.serving(), *pool.leaving()])
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._catalog.close)
             await self._catalog.settled()
+            kept = await stack.enter_async_context(
+                keeping(self._policies, running=lambda: self._config, watched=self._watched)
+            )
+            self._file = kept.file
+            owner = Owner(self._catalog, kept.desk, lambda: [*pool.serving(), *pool.leaving()])
             await stack.enter_async_context(owner.listening(self._folder / SUPERVISOR_SOCKET))
             http_address = await listen_http(stack, app, self._config.listen.http)
             # Workers go first: until then they have their catalog.
@@ -174,11 +186,12 @@ class Supervisor:
 
     def _reread(self) -> Config:
         """Raises ConfigError, also for what cannot change while the router runs."""
-        new, old = self._read(), self._config
+        new, old = self._watched.read(), self._config
         fixed = {
             "listen.grpc": (old.listen.grpc, new.listen.grpc),
             "listen.http": (old.listen.http, new.listen.http),
             "discovery.embedded": (old.discovery.embedded, new.discovery.embedded),
+            "policy": (old.policy, new.policy),
         }
         changed = [key for key, (before, after) in fixed.items() if before != after]
         if changed:
@@ -189,6 +202,9 @@ class Supervisor:
 
     def _take(self, config: Config) -> None:
         self._config = config
+        if self._file is not None:
+            # What it could not take of a file that differs elsewhere too it can take now.
+            self._file.look_again()
         self._catalog.list_static(item.endpoint() for item in config.discovery.static)
 
     def _written(self, config: Config) -> Path:

@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import grpc.aio
@@ -27,7 +28,11 @@ from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
 from aiflow_router.garbage import kept_short
 from aiflow_router.main import serving
+from aiflow_router.policy.keeping import of_the_file
+from aiflow_router.policy.policies import Policies
 from aiflow_router.processes.following import Following
+from aiflow_router.processes.following import catalog as following_catalog
+from aiflow_router.processes.following import policy as following_policies
 from aiflow_router.rpc.server import AddressInUseError
 from aiflow_router.running import Router, Shared
 from aiflow_router.telemetry.access import to_shared_stderr
@@ -76,18 +81,23 @@ async def run(folder: Path, name: str, config: Config) -> int:
     async with grpc.aio.insecure_channel(
         f"unix:{folder / SUPERVISOR_SOCKET}", options=_OPTIONS
     ) as owner:
-        following = Following(mirror, owner)
-        task = asyncio.create_task(following.run())
+        # Its own file may be older than what is in force.
+        policies = Policies(of_the_file(config, origin="", since_s=time.time()), number=0)
+        following = Following("catalog", following_catalog(mirror, owner))
+        following_policy = Following("policy", following_policies(policies, owner))
+        tasks = [asyncio.create_task(one.run()) for one in (following, following_policy)]
         try:
             async with asyncio.timeout(CATALOG_WITHIN_S):
                 await following.began.wait()
+                await following_policy.began.wait()
             shared = Shared(
                 name=name,
                 mirror=mirror,
+                policies=policies,
                 owner=owner,
                 http=socket_of(folder, name),
                 leave=leave,
-                following=lambda: following.now,
+                following=lambda: following.now and following_policy.now,
                 lost=lambda: following.lost,
             )
             await _turn()
@@ -100,13 +110,14 @@ async def run(folder: Path, name: str, config: Config) -> int:
                 else:  # Nobody is left to clean up.
                     shutil.rmtree(folder, ignore_errors=True)
         except TimeoutError:
-            _log.error("the supervisor did not tell the catalog", within_s=CATALOG_WITHIN_S)
+            _log.error("the supervisor did not tell catalog and policy", within_s=CATALOG_WITHIN_S)
             return 1
         except AddressInUseError as error:
             _log.error("cannot listen", error=str(error))
             return 1
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
     return 0
 
 

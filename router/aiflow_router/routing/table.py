@@ -1,86 +1,56 @@
-"""The routing table: a plan for each model and service, made when the catalog changes.
+"""The routing table: a plan for each model and service, made when catalog or policies change.
 
 Nothing is decided when a call comes that could be decided before.
 """
 
 from __future__ import annotations
 
-import difflib
+import asyncio
 import itertools
-import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from aiflow_router.balancing.filling import Filling
 from aiflow_router.balancing.load import Load, Loads
-from aiflow_router.balancing.memory import Memory
-from aiflow_router.balancing.pick import PICKS, STEADY, TIMED
+from aiflow_router.balancing.pick import PICKS, STEADY
 from aiflow_router.balancing.pool import Pool, Preference
 from aiflow_router.catalog.endpoint import Key, Protocol
-from aiflow_router.catalog.snapshot import Change, Moves, Served, Snapshot
-from aiflow_router.forwarding.hedge import Hedge
+from aiflow_router.catalog.snapshot import Change, Snapshot
+from aiflow_router.forwarding.metadata import POLICY_VERSION, Pair
 from aiflow_router.forwarding.plan import Plan
-from aiflow_router.forwarding.retry import Budget, RetryPolicy
-from aiflow_router.limits.overload import DEFAULT, Gates, Overload, gates
+from aiflow_router.forwarding.retry import RetryPolicy
+from aiflow_router.limits.overload import Gates
+from aiflow_router.routing.course import Course, courses
+from aiflow_router.routing.names import GatedPlan, Names
+from aiflow_router.routing.policy import Kind, Policies, Policy
+from aiflow_router.routing.split import OnStop, nobody_told
 from aiflow_sdk import errors
 
-# A name is known this long after its last endpoint left: its caller is told to wait, not that it
-# is wrong.
-REMEMBER_S = 600.0
-MAX_REMEMBERED = 10_000
-# More than can leave with one snapshot.
-FORGET_AT_ONCE = 1000
-# To find the names nearest to an unknown one: how many are read, and how many compared.
-MAX_LOOKED_AT = 20_000
-MAX_COMPARED = 200
-ALIKE = 3
+# Of a swap, the names that are made at once, some 30 us each, and what calls have in between.
+SLICE_NAMES = 100
+SLICE_GAP_S = 0.003
 
-_rng = random.Random()  # noqa: S311 - spreads delays, guards nothing
-
-
-Kind = Literal["model", "service"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How calls to one model or service are treated.
-
-    Attributes:
-        balance: a name in PICKS.
-        hedge_after_s: where it is hedged: None means after the 95th percentile.
-        latency_aim_s: for `batch_aware`; None with any other.
-    """
-
-    timeout_s: float = 15.0
-    balance: str = "least_request"
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    hedged: bool = False
-    hedge_after_s: float | None = None
-    overload: Overload = DEFAULT
-    latency_aim_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatedPlan(Plan):
-    """A plan, and the gates by which its calls go in: the name's, so they outlive the plan."""
-
-    gates: Gates
+__all__ = ["GatedPlan", "Policies", "Policy", "Table"]
 
 
 class Table:
-    """The plans by name; `models` and `services` are the policies of routes, by name."""
+    """The plans by name.
+
+    Attributes:
+        default: of names that no route has.
+        stamp: the trailer that tells the version of the policies in force.
+        courses: by name, of the models whose routes say more than where to: see `Course`.
+    """
 
     def __init__(
         self,
         *,
         loads: Loads,
-        models: Mapping[str, Policy],
-        services: Mapping[str, Policy],
+        policies: Policies,
         default: Policy,
         clock: Callable[[], float],
         preference: Preference | None = None,
+        on_stop: OnStop = nobody_told,
     ) -> None:
         self._loads = loads
         self._clock = clock
@@ -94,8 +64,12 @@ class Table:
                 steady=balance in STEADY,
             )
 
-        self._models = _Names("model", models, default, clock, pool)
-        self._services = _Names("service", services, default, clock, pool)
+        self.stamp: Pair = (POLICY_VERSION, policies.version)
+        self._models = Names("model", policies.models, default, clock, pool)
+        self._services = Names("service", policies.services, default, clock, pool)
+        self._on_stop = on_stop
+        self.courses: Mapping[str, Course] = courses(policies.models, on_stop)
+        self._models.mention(self.courses.values())
         self._oip: dict[Key, Load] = {}
 
     def follow(self, snapshot: Snapshot, change: Change) -> None:
@@ -109,8 +83,35 @@ class Table:
             else:
                 self._oip.pop(key, None)
 
+    async def swap(self, policies: Policies) -> None:
+        """Lets new calls go by `policies`, all in the same moment; one swap at a time.
+
+        Calls in flight end by the plans they began with. What is remembered of a name stays where
+        the settings it follows from do. New plans are made beside those in use, a few at once, so
+        that calls move on meanwhile.
+        """
+        both = (self._models, self._services)
+        try:
+            self._models.prepare(policies.models)
+            self._services.prepare(policies.services)
+            # Names may move in the catalog while others are made, and are made again then.
+            while not all(names.make(SLICE_NAMES) for names in both):  # noqa: ASYNC110 - works
+                await asyncio.sleep(SLICE_GAP_S)
+            found = courses(policies.models, self._on_stop, previous=self.courses)
+            for names in both:
+                names.begin()
+            self.courses = found
+            self._models.mention(found.values())
+            self.stamp = (POLICY_VERSION, policies.version)
+        finally:
+            for names in both:
+                names.end()
+
     def model(self, name: str) -> GatedPlan:
-        """Raises BadInputError, ModelNotFoundError, NoEndpointError."""
+        """The plan for `name` itself, whatever its course.
+
+        Raises BadInputError, ModelNotFoundError, NoEndpointError.
+        """
         plan = self._models.plans.get(name)
         if plan is not None:
             return plan
@@ -136,7 +137,7 @@ class Table:
         """The plan of a model or a service. Raises as `model` and `service`."""
         return self.model(name) if kind == "model" else self.service(name)
 
-    def _names(self, kind: Kind) -> _Names:
+    def _names(self, kind: Kind) -> Names:
         return self._models if kind == "model" else self._services
 
     def every_oip(self) -> tuple[Plan, ...]:
@@ -159,10 +160,22 @@ class Table:
         """With the name of each; a model and a service may have the same."""
         return itertools.chain(self._models.gates.items(), self._services.gates.items())
 
+    def split_shares(self) -> Mapping[str, Mapping[str, float]]:
+        """What part of new calls goes where, by model, of those that are split."""
+        return {
+            name: found.sides.shares()
+            for name, found in self.courses.items()
+            if found.sides is not None
+        }
+
     def fillings(self) -> tuple[Filling, ...]:
         """Of the models in the catalog that are balanced by their batches."""
         memories = (plan.memory for plan in self._models.plans.values())
         return tuple(memory.filling for memory in memories if memory.filling is not None)
+
+    def serves(self, name: str) -> bool:
+        """Whether there is an endpoint for the model."""
+        return name in self._models.plans
 
     def services(self) -> frozenset[str]:
         """The services in the catalog."""
@@ -200,139 +213,3 @@ class Table:
 
     def knows_service(self, name: str) -> bool:
         return self._services.knows(name)
-
-
-class _Names:
-    """The plans of one kind of name, and what is remembered of names that have none now."""
-
-    def __init__(
-        self,
-        kind: str,
-        policies: Mapping[str, Policy],
-        default: Policy,
-        clock: Callable[[], float],
-        pool: Callable[[Sequence[Load], str], Pool],
-    ) -> None:
-        self._kind = kind
-        self._pool = pool
-        self._policies = policies
-        self._default = default
-        self._clock = clock
-        self.catalogued: Served = {}
-        self._left_at_s: OrderedDict[str, float] = OrderedDict()
-        # Changed in place: a call takes one plan and keeps it, so nobody sees half a change.
-        self.plans: dict[str, GatedPlan] = {}
-        self.gates: dict[str, Gates] = {}
-        self._members: dict[str, dict[Key, Load]] = {}
-
-    def follow(self, served: Served, moved: Mapping[str, Moves], loads: Loads) -> None:
-        """Makes new plans for the names that `moved`."""
-        self.catalogued = served
-        for name, moves in moved.items():
-            members = self._members.setdefault(name, {})
-            left = [
-                members.pop(key) for key, joins in moves.items() if not joins and key in members
-            ]
-            joined = [loads.at(key) for key, joins in moves.items() if joins]
-            members.update((load.endpoint.key, load) for load in joined)
-            if members:
-                self.plans[name] = self._plan(name, members, joined, left)
-            else:
-                self.plans.pop(name, None)
-                del self._members[name]
-            self._left_at_s.pop(name, None)
-            if name not in served:
-                self._left_at_s[name] = self._clock()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Names that left long ago, or too many names ago, unless calls of one are still inside."""
-        now_s = self._clock()
-        for _ in range(min(FORGET_AT_ONCE, len(self._left_at_s))):
-            name, at_s = next(iter(self._left_at_s.items()))
-            if at_s > now_s - REMEMBER_S and len(self._left_at_s) <= MAX_REMEMBERED:
-                break
-            del self._left_at_s[name]
-            if name in self._policies or name not in self.gates:
-                continue
-            if self.gates[name].idle():
-                del self.gates[name]
-            else:
-                self._left_at_s[name] = now_s
-
-    def policy(self, name: str) -> Policy | None:
-        return self._policies.get(name)
-
-    def knows(self, name: str) -> bool:
-        return (
-            name in self.catalogued
-            or name in self._policies
-            or self._left_at_s.get(name, float("-inf")) > self._clock() - REMEMBER_S
-        )
-
-    def missing(self, name: str) -> errors.AiflowError:
-        """Why there is no plan for `name`."""
-        if self.knows(name):
-            return errors.NoEndpointError(
-                f'no endpoint serves {self._kind} "{name}" right now: try again shortly, or start '
-                "a server for it",
-                retry_after_s=1.0,
-                metadata={self._kind: name},
-            )
-        nearest = _nearest(name, itertools.chain(self._policies, self.catalogued))
-        hint = (
-            f"did you mean {' or '.join(nearest)}?" if nearest else "`aiflow status` lists them all"
-        )
-        cls = errors.ModelNotFoundError if self._kind == "model" else errors.ServiceNotFoundError
-        return cls(
-            f'there is no {self._kind} "{name[:256]}": {hint}',
-            metadata={self._kind: name[:256], "nearest": ",".join(nearest)},
-        )
-
-    def _plan(
-        self, name: str, members: Mapping[Key, Load], joined: Iterable[Load], left: Iterable[Load]
-    ) -> GatedPlan:
-        policy = self._policies.get(name, self._default)
-        loads = tuple(members.values())
-        pool = self._pool(loads, policy.balance)
-        previous = self.plans.get(name)
-        if previous is not None:
-            previous.memory.follow(joined=joined, left=left)
-            return replace(previous, loads=loads, pool=pool)
-        memory = _memory(name, policy)
-        memory.follow(joined=joined, left=left)
-        if name not in self.gates:
-            self.gates[name] = gates(policy.overload, _rng)
-        return GatedPlan(
-            name=name,
-            is_model=self._kind == "model",
-            loads=loads,
-            pool=pool,
-            timeout_s=policy.timeout_s,
-            pick=PICKS[policy.balance],
-            memory=memory,
-            retry=policy.retry,
-            budget=Budget(share=policy.retry.budget, floor=policy.retry.budget_floor),
-            hedge=Hedge(after_s=policy.hedge_after_s) if policy.hedged else None,
-            gates=self.gates[name],
-        )
-
-
-def _memory(name: str, policy: Policy) -> Memory:
-    memory = Memory(timed=policy.balance in TIMED)
-    if policy.latency_aim_s is not None:
-        memory.filling = Filling(model=name, aim_s=policy.latency_aim_s)
-    return memory
-
-
-def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    # Comparing costs the product of the lengths: a huge name is nobody's typing error.
-    if len(name) > 256:
-        return []
-    # And some 10 us a name, all of it while no other call moves on: of many names only those are
-    # compared that begin or end as this one does, which is where typing errors mostly are not.
-    alike = list(dict.fromkeys(itertools.islice(known, MAX_LOOKED_AT)))
-    if len(alike) > MAX_COMPARED:
-        start, end = name[:ALIKE], name[-ALIKE:]
-        alike = [other for other in alike if other.startswith(start) or other.endswith(end)]
-    return difflib.get_close_matches(name, alike[:MAX_COMPARED], n=3, cutoff=0.6)

@@ -82,7 +82,7 @@ class Door(grpc.GenericRpcHandler):
                     call,
                     context,
                     first=None,
-                    check=front.check_size,
+                    take=front.check_size,
                     # It may be a unary call: then its one answer is due as a known one's is.
                     answer_within_s=plan.timeout_s if kind is None else None,
                 )

@@ -109,8 +109,7 @@ def to_proto(
 ) -> explain_pb2.ExplainResponse:
     answer = explain_pb2.ExplainResponse(
         worker=worker,
-        # One place for the policy's version, once policies have one.
-        policy_version="",
+        policy_version=told.version,
         kind=told.kind,
         name=told.name,
         matched=told.matched,
@@ -122,6 +121,7 @@ def to_proto(
     answer.candidates.extend(_candidate(one, everywhere or {}) for one in told.candidates)
     for gate in told.gates:
         answer.gates.add(
+            name=gate.name,
             calls=gate.calls,
             limit=gate.limit or 0,
             adaptive=gate.adaptive,
@@ -173,15 +173,16 @@ def _endpoint(standing: Standing, everywhere: Everywhere) -> explain_pb2.Candida
     return answer
 
 
-def _refusal(refused: Refused) -> explain_pb2.Refusal:
+def _refusal(refused: Refused) -> explain_pb2.CallRefusal:
     error = refused.error
-    return explain_pb2.Refusal(
+    return explain_pb2.CallRefusal(
         when=refused.when,
         code=error.code,
         reason=error.reason,
         message=error.message,
         retry_after_s=error.retry_after_s or 0.0,
         shadow=refused.shadow,
+        goes_on_to=refused.goes_on_to,
     )
 
 

@@ -40,6 +40,10 @@ class Health(health_pb2_grpc.HealthServicer):
         if change.models or change.services:
             self._wake()
 
+    def policy_changed(self) -> None:
+        """Routes may name what nothing serves, or not any more."""
+        self._wake()
+
     def drain(self) -> None:
         """From here on nothing is served."""
         self._draining = True

@@ -13,6 +13,7 @@ from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.endpoint import Endpoint, State
 from aiflow_router.catalog.mirror import Mirror
+from aiflow_router.policy.policies import Policies
 from aiflow_router.rpc.explain import traces
 from aiflow_router.telemetry.journal import Journal
 
@@ -28,6 +29,7 @@ def add_routes(
     app: web.Application,
     *,
     mirror: Mirror,
+    policies: Policies,
     census: Census,
     loads: Loads,
     journal: Journal,
@@ -35,7 +37,7 @@ def add_routes(
     end_steering: Callable[[], None],
     leave: asyncio.Event,
 ) -> None:
-    """GET /version/N returns once the catalog here is at N.
+    """GET /version/N returns once the catalog here is at N, GET /policy/N once the policy is.
 
     GET /endpoints lists those that are not just ready and idle. GET /trail?request_id=ID tells what
     became of the calls with this id, as a serialized ReplayResponse. POST /leave/INDEX/OF returns
@@ -44,6 +46,10 @@ def add_routes(
 
     async def version(request: web.Request) -> web.Response:
         await mirror.reached(int(request.match_info["version"]))
+        return web.Response(status=204)
+
+    async def policy(request: web.Request) -> web.Response:
+        await policies.reached(int(request.match_info["number"]))
         return web.Response(status=204)
 
     async def endpoints(_: web.Request) -> web.Response:
@@ -65,6 +71,7 @@ def add_routes(
 
     app.router.add_get("/others-left", others_left)
     app.router.add_get("/version/{version}", version)
+    app.router.add_get("/policy/{number}", policy)
     app.router.add_get("/endpoints", endpoints)
     app.router.add_get("/trail", trail)
     app.router.add_post("/leave/{index}/{of}", leaves)

@@ -1,6 +1,7 @@
 """The Open Inference Protocol (`inference.GRPCInferenceService`), Triton's calls included.
 
-By model: ModelInfer, ModelStreamInfer, ModelReady, ModelMetadata, ModelConfig, ModelStatistics.
+By model, on the model's course where it has one:
+    ModelInfer, ModelStreamInfer, ModelReady, ModelMetadata, ModelConfig, ModelStatistics.
 Answered here: ServerLive, ServerReady, ServerMetadata.
 Asked of every endpoint and merged: RepositoryIndex, ModelStatistics without a name.
 Refused: what changes the state of one Triton (its repository, shared memory, trace and log).
@@ -21,8 +22,9 @@ from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.forwarding.sender import always, outside_a_sequence
 from aiflow_router.forwarding.stream import forward_stream
-from aiflow_router.routing.name import model_name
-from aiflow_router.routing.table import GatedPlan
+from aiflow_router.routing.course import Course
+from aiflow_router.routing.name import model_name, renamed
+from aiflow_router.rpc.chain import forward_by, stream_by
 from aiflow_router.rpc.visit import Context, Front, Visit
 from aiflow_sdk import errors
 
@@ -76,16 +78,35 @@ class _Oip:
         self._sender = front.sender
 
     async def model_infer(self, visit: Visit, request: bytes, context: Context) -> bytes:
-        plan = self._plan(visit, request)
+        name = self._asked(visit, request)
+        if (course := self._table.courses.get(name)) is not None:
+            return await self._by(visit, course, request, context, inference=True)
+        plan = self._table.model(name)
         return await self._front.forward(
             visit, plan, request, context, may_repeat=outside_a_sequence, gate=plan.gates.unary
         )
 
     async def read(self, visit: Visit, request: bytes, context: Context) -> bytes:
         """About a model, not of it: passes the gate by, as a health check must."""
-        plan = self._plan(visit, request)
+        name = self._asked(visit, request)
+        if (course := self._table.courses.get(name)) is not None:
+            return await self._by(visit, course, request, context, inference=False)
+        plan = self._table.model(name)
         return await self._front.forward(
             visit, plan, request, context, may_repeat=outside_a_sequence
+        )
+
+    async def _by(
+        self, visit: Visit, course: Course, request: bytes, context: Context, *, inference: bool
+    ) -> bytes:
+        return await forward_by(
+            self._front,
+            visit,
+            course,
+            request,
+            context,
+            may_repeat=outside_a_sequence,
+            inference=inference,
         )
 
     async def model_ready(self, visit: Visit, request: bytes, context: Context) -> bytes:
@@ -137,17 +158,24 @@ class _Oip:
         if first is None:
             return ()
         self._front.check_size(first)
-        plan = self._plan(visit, first)
-        call = self._front.call(visit, plan, context)
+        asked = self._asked(visit, first)
 
-        def check(message: bytes) -> None:
-            self._front.check_size(message)
-            name = model_name(message)
+        def take(message: bytes, call: Call) -> bytes:
+            name = model_name(self._front.check_size(message))
+            if name == asked != call.plan.name:
+                return renamed(message, call.plan.name)
             if name != call.plan.name:
                 _served_by_the_pinned(name, call)
+            return message
 
+        if (course := self._table.courses.get(asked)) is not None:
+            return await stream_by(self._front, visit, course, first, context, take=take)
+        plan = self._table.model(asked)
+        call = self._front.call(visit, plan, context)
         async with self._front.place(visit, plan):
-            return await forward_stream(self._sender, call, context, first=first, check=check)
+            return await forward_stream(
+                self._sender, call, context, first=first, take=lambda message: take(message, call)
+            )
 
     async def _first(self, context: Context) -> bytes | None:
         limit_s = self._table.default.timeout_s
@@ -191,11 +219,11 @@ class _Oip:
         context.set_trailing_metadata(visit.trailers())
         return answer.SerializeToString()  # type: ignore[no-any-return]
 
-    def _plan(self, visit: Visit, request: bytes) -> GatedPlan:
+    def _asked(self, visit: Visit, request: bytes) -> str:
         name = visit.asked = model_name(request)
         if self._table.knows_model(name):
             visit.label = name
-        return self._table.model(name)
+        return name
 
 
 def _served_by_the_pinned(name: str, call: Call) -> None:

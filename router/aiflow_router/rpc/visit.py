@@ -23,6 +23,8 @@ from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
+    FALLBACK,
+    POLICY_VERSION,
     PRIORITY,
     REQUEST_ID,
     SERVED_BY,
@@ -34,10 +36,12 @@ from aiflow_router.forwarding.metadata import (
 )
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
+from aiflow_router.forwarding.unary import Answer
 from aiflow_router.identity.keys import Keys, Right
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
+from aiflow_router.rpc.detour import Detour
 from aiflow_router.rpc.turn import how_it_ended, take_turn
 from aiflow_router.rpc.uploads import WITHIN_S as UPLOAD_WITHIN_S
 from aiflow_router.rpc.uploads import Uploads
@@ -49,6 +53,7 @@ _log = structlog.get_logger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 _NO_HEAD = Head(key="", request_id="", trace_id="", onward=())
+_NO_POLICY: Pair = (POLICY_VERSION, "")
 
 
 # The metadata of the call whose handler was asked for in this task. gRPC has it there already as
@@ -63,19 +68,23 @@ class Visit:
     Attributes:
         label: the model or service where the router knows it; a label of metrics.
         asked: the model or service as the caller wrote it; for the log.
+        policy: the trailer that tells by which version of the policy it goes.
         quiet: not logged when it ends well.
         queued_s: time it waited for its turn.
+        detour: what became of it at models that it fell back from; None where there are none.
     """
 
     method: str
     started_s: float
     label: str
+    policy: Pair = _NO_POLICY
     asked: str = ""
     quiet: bool = False
     head: Head = _NO_HEAD
     tenant: str = UNKNOWN
     call: Call | None = None
     queued_s: float = 0.0
+    detour: Detour | None = None
     ended_s: float = 0.0
     code: str = ""
     reason: str = ""
@@ -95,7 +104,13 @@ class Visit:
 
     @property
     def attempts(self) -> int:
-        return 0 if self.call is None else self.call.attempts
+        before = 0 if self.detour is None else self.detour.attempts
+        return before if self.call is None else before + self.call.attempts
+
+    @property
+    def fallback(self) -> str:
+        """Why it fell back, each time that it did."""
+        return "" if self.detour is None else ",".join(self.detour.reasons)
 
     @property
     def duration_s(self) -> float:
@@ -106,16 +121,23 @@ class Visit:
         """Of a unary call that was passed on; in a stream others' waiting cannot be told apart."""
         if not self.unary or self.call is None:
             return None
-        return max(0.0, self.duration_s - self.call.backend_s - self.queued_s)
+        backend_s = self.call.backend_s
+        if self.detour is not None:
+            backend_s += self.detour.backend_s
+        return max(0.0, self.duration_s - backend_s - self.queued_s)
 
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
+        if self.detour is not None:
+            metadata = (*metadata, (FALLBACK, self.fallback))
         if self.call is None:
-            return (*metadata, (REQUEST_ID, self.head.request_id), (SERVED_BY, "router"))
+            own = (REQUEST_ID, self.head.request_id), (SERVED_BY, "router")
+            return (*metadata, *own, self.policy)
         return (
             *metadata,
+            self.policy,
             (REQUEST_ID, self.head.request_id),
             (SERVED_BY, self.call.served_by()),
-            (ATTEMPTS, str(self.call.attempts)),
+            (ATTEMPTS, str(self.attempts)),
         )
 
 
@@ -151,7 +173,7 @@ class Front:
         self.active = 0
         self.uploads = Uploads(clock=sender.clock, within_s=UPLOAD_WITHIN_S)
         self._keys = keys
-        self._metrics = metrics
+        self.metrics = metrics
         self._journal = journal
         self._clock = sender.clock
         self._one_left = asyncio.Event()
@@ -175,7 +197,7 @@ class Front:
                 visit.started_s = self._clock()
                 self.check_size(request)
                 response = await work(visit, request, context)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the caller is told, and the log
                 await self._failed(visit, context, error, unary=True)
                 return None
             except BaseException:
@@ -195,6 +217,7 @@ class Front:
         method: str,
         work: Stream,
         *,
+        right: Right = "call",
         label: str = UNKNOWN,
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -204,10 +227,10 @@ class Front:
             visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
             self.active += 1
             try:
-                self._enter(visit, "call")
+                self._enter(visit, right)
                 trailing = await work(visit, context)
                 context.set_trailing_metadata(visit.trailers(trailing))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 await self._failed(visit, context, error, unary=False)
             except BaseException:
                 self._gone(visit, context, unary=False)
@@ -225,14 +248,15 @@ class Front:
             self._one_left.clear()
             await self._one_left.wait()
 
-    def check_size(self, message: bytes) -> None:
-        """Raises MessageTooLargeError.
+    def check_size(self, message: bytes) -> bytes:
+        """The message. Raises MessageTooLargeError.
 
         The transport's own limit is twice as high, so that this error can say what the limit is
         and where it is set.
         """
         if len(message) > self.limit_bytes:
             raise too_large("the message", len(message), limit_bytes=self.limit_bytes)
+        return message
 
     async def forward(
         self,
@@ -249,19 +273,29 @@ class Front:
         Raises AioRpcError, AiflowError.
         """
         call = self.call(visit, plan, context, timeout_s=plan.timeout_s)
+        answer = await self.send(visit, call, request, may_repeat=may_repeat, gate=gate)
+        return await self.reply(visit, context, answer)
+
+    async def send(
+        self, visit: Visit, call: Call, request: bytes, *, may_repeat: MayRepeat, gate: Gate | None
+    ) -> Answer:
+        """Passes `call` on, through `gate` if there is one. Raises AioRpcError, AiflowError."""
         if gate is None:
+            return await self.sender.unary(call, request, may_repeat=may_repeat)
+        if not gate.try_enter():
+            await self._turn(visit, gate, call, patience_s=math.inf)
+        try:
             answer = await self.sender.unary(call, request, may_repeat=may_repeat)
-        else:
-            if not gate.try_enter():
-                await self._turn(visit, gate, call, patience_s=math.inf)
-            try:
-                answer = await self.sender.unary(call, request, may_repeat=may_repeat)
-            except BaseException as error:
-                now_s = self._clock()
-                end = how_it_ended(error, deadline_s=call.deadline_s, now_s=now_s)
-                gate.leave(end, call.backend_s, now_s)
-                raise
-            gate.leave(End.ANSWERED, call.backend_s, self._clock())
+        except BaseException as error:
+            now_s = self._clock()
+            end = how_it_ended(error, deadline_s=call.deadline_s, now_s=now_s)
+            gate.leave(end, call.backend_s, now_s)
+            raise
+        gate.leave(End.ANSWERED, call.backend_s, self._clock())
+        return answer
+
+    async def reply(self, visit: Visit, context: Context, answer: Answer) -> bytes:
+        """The message for the caller, whom the metadata is told."""
         if answer.initial and (initial := back(answer.initial)):
             await context.send_initial_metadata(tuple(initial))
         trailing = back(answer.trailing) if answer.trailing else ()
@@ -284,7 +318,7 @@ class Front:
         priority = next((str(value) for name, value in call.onward if name == PRIORITY), "")
         joined_s = self._clock()
         try:
-            visit.queued_s = await take_turn(
+            waited_s = await take_turn(
                 gate,
                 call.plan.name,
                 priority=priority,
@@ -297,8 +331,9 @@ class Front:
             if isinstance(error, errors.AiflowError):
                 visit.call = None  # It went nowhere: the router answers.
             raise
-        if visit.queued_s:
-            self._metrics.queue_wait(call.plan.name)(visit.queued_s)
+        if waited_s:
+            visit.queued_s += waited_s
+            self.metrics.queue_wait(call.plan.name)(waited_s)
 
     def call(
         self, visit: Visit, plan: Plan, context: Context, *, timeout_s: float = math.inf
@@ -309,6 +344,7 @@ class Front:
         if left_s is not None and not timed_here:
             timeout_s = passed_on_s(left_s)
         visit.label = visit.asked = plan.name
+        visit.policy = self.table.stamp
         visit.call = Call(
             method=visit.method,
             plan=plan,
@@ -319,6 +355,7 @@ class Front:
         return visit.call
 
     def _enter(self, visit: Visit, right: Right) -> None:
+        visit.policy = self.table.stamp
         visit.head = read_head(ARRIVING.get())
         visit.tenant = self._keys.identify(visit.head.key, right).tenant
         if self.draining:

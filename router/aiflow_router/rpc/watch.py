@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -27,6 +27,12 @@ def leaving() -> errors.DrainingError:
         "this router is shutting down: watch another one, or this one again shortly",
         retry_after_s=1.0,
     )
+
+
+class Closing(Protocol):
+    """Whoever answers watches; `close` ends them all."""
+
+    def close(self) -> None: ...
 
 
 class Watchers:
@@ -82,7 +88,7 @@ class _Watcher:
 
 
 class Relays:
-    """The same for a router whose catalog is a mirror: the owner's words, passed on."""
+    """The same for a router that follows another process: the owner's words, passed on."""
 
     def __init__(self, owner: grpc.aio.Channel, method: str) -> None:
         # Raw bytes; the stubs infer Never from the missing serializers.
@@ -98,7 +104,7 @@ class Relays:
     async def handle(self, _: Visit, context: Context) -> Iterable[Pair]:
         if self._closed:
             raise leaving()
-        call = self._ask(registry_pb2.WatchEndpointsRequest().SerializeToString())
+        call = self._ask(b"")  # A request to watch says nothing.
         self._calls.add(call)
         try:
             while (change := await call.read()) is not grpc.aio.EOF:

@@ -67,6 +67,10 @@ class Ended(Protocol):
         """Who answered, or was tried last; empty where nobody was."""
 
     @property
+    def fallback(self) -> str:
+        """Why another model than the one asked for was asked; empty where none was."""
+
+    @property
     def attempts(self) -> int: ...
 
     @property
@@ -95,6 +99,7 @@ def line(call: Ended, *, began_s: float) -> bytes:
             "model": call.asked[:256],
             "method": call.method[:256],
             "endpoint": call.endpoint,
+            "fallback": call.fallback,
             "attempts": call.attempts,
             "code": call.code,
             "reason": call.reason,

@@ -63,10 +63,10 @@ class Gate(Protocol):
     def waiting(self) -> int: ...
 
     @property
-    def shadow(self) -> bool: ...
+    def refused(self) -> Mapping[tuple[str, str], int]: ...
 
     @property
-    def refused(self) -> Mapping[tuple[str, str], int]: ...
+    def would_refuse(self) -> Mapping[tuple[str, str], int]: ...
 
 
 class Gates(Protocol):
@@ -153,14 +153,49 @@ class Metrics:
             ("backend", "reason"),
             registry=self.registry,
         )
+        fallbacks = Counter(
+            "aiflow_fallback",
+            "Calls that went on to another model because one failed them.",
+            ("from", "to", "reason"),
+            registry=self.registry,
+        )
+        would_fall_back = Counter(
+            "aiflow_fallback_shadow",
+            "Calls that a fallback in shadow would have sent on.",
+            ("from", "to", "reason"),
+            registry=self.registry,
+        )
+        splits = Counter(
+            "aiflow_split",
+            "Calls to a model that is split, by the model that they were sent to.",
+            ("model", "to"),
+            registry=self.registry,
+        )
+        would_split = Counter(
+            "aiflow_split_shadow",
+            "Calls that a split in shadow would have sent there.",
+            ("model", "to"),
+            registry=self.registry,
+        )
+        stops = Counter(
+            "aiflow_split_stopped",
+            "Times that a guard stopped a side of a split.",
+            ("model", "to", "reason"),
+            registry=self.registry,
+        )
+        would_stop = Counter(
+            "aiflow_split_stopped_shadow",
+            "Times that a guard in shadow would have stopped a side.",
+            ("model", "to", "reason"),
+            registry=self.registry,
+        )
         checks = Counter(
             "aiflow_health_checks",
             "Answers to the router's own health checks, and endpoints that gave none.",
             ("backend", "result"),
             registry=self.registry,
         )
-        # The file is read once, and a router does not start with a wrong one: it stays 0.
-        Counter(
+        load_errors = Counter(
             "aiflow_config_load_errors",
             "Configurations that were refused since the start.",
             registry=self.registry,
@@ -172,7 +207,14 @@ class Metrics:
         self.ejected = _cached(lambda *labels: ejections.labels(*labels).inc)
         self.would_eject = _cached(lambda *labels: would_eject.labels(*labels).inc)
         self.checked = _cached(lambda *labels: checks.labels(*labels).inc)
+        self.fallback = _cached(lambda *labels: fallbacks.labels(*labels).inc)
+        self.fallback_shadow = _cached(lambda *labels: would_fall_back.labels(*labels).inc)
+        self.split = _cached(lambda *labels: splits.labels(*labels).inc)
+        self.split_shadow = _cached(lambda *labels: would_split.labels(*labels).inc)
+        self.split_stopped = _cached(lambda *labels: stops.labels(*labels).inc)
+        self.split_would_stop = _cached(lambda *labels: would_stop.labels(*labels).inc)
         self.overhead = overhead.observe
+        self.load_error = load_errors.inc
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
 
@@ -187,6 +229,14 @@ class Metrics:
     def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
         """`gates` gives those of each model and service, by name."""
         self.registry.register(_GatesAtScrape(gates))
+
+    def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
+        """`policy` gives the version in force, and the kind of its source."""
+        self.registry.register(_PolicyAtScrape(policy))
+
+    def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        """`shares` gives the parts of each split model's calls, by the model they go to."""
+        self.registry.register(_SplitsAtScrape(shares))
 
     def watch_batches(
         self,
@@ -259,9 +309,8 @@ class _GatesAtScrape:
             limits[name] += gates.unary.limit
             for gate in gates.each():
                 depths[name] += gate.waiting
-                into = watched if gate.shadow else shed
-                for labels, count in gate.refused.items():
-                    into[name, *labels] += count
+                shed.update(_named(name, gate.refused))
+                watched.update(_named(name, gate.would_refuse))
         depth = GaugeMetricFamily(
             "aiflow_queue_depth", "Calls that wait for their turn.", labels=("model",)
         )
@@ -281,6 +330,40 @@ class _GatesAtScrape:
                 family.add_metric(found, count)
             families.append(family)
         return families
+
+
+def _named(name: str, counts: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, str, str], int]:
+    return {(name, *labels): count for labels, count in counts.items()}
+
+
+class _PolicyAtScrape:
+    def __init__(self, policy: Callable[[], tuple[str, str]]) -> None:
+        self._policy = policy
+
+    def collect(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily(
+            "aiflow_policy_info",
+            "The policy in force, by version and by what it came from.",
+            labels=("version", "source"),
+        )
+        info.add_metric(self._policy(), 1)
+        return (info,)
+
+
+class _SplitsAtScrape:
+    def __init__(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        self._shares = shares
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            "aiflow_split_share",
+            "Part of a split model's new calls that is sent to a model, 0 to 1.",
+            labels=("model", "to"),
+        )
+        for model, parts in self._shares().items():
+            for to, part in parts.items():
+                family.add_metric((model, to), part)
+        return (family,)
 
 
 class _BatchesAtScrape:

@@ -65,6 +65,10 @@ class Ended(Protocol):
     def call(self) -> Noted | None:
         """None where it was not passed on."""
 
+    @property
+    def detour(self) -> Noted | None:
+        """What became of it before; None where it was passed on once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
@@ -118,8 +122,9 @@ class Trail:
             if call.code != "OK" or ((sent := call.call) is not None and sent.notes is not None)
         ]
         for index in noted:
-            call, sent = ended[index], ended[index].call
-            notes = None if sent is None or sent.notes is None else (call.started_s, sent.notes)
+            call = ended[index]
+            told = call.call or call.detour
+            notes = None if told is None or told.notes is None else (call.started_s, told.notes)
             self._noted.append((lines[index], queued_s[index], router_s[index], notes))
 
     def find(self, request_id: str) -> list[Trace]:

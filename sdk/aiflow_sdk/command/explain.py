@@ -99,8 +99,8 @@ def _print_explanation(console: Console, told: explain_pb2.ExplainResponse) -> N
             console.print(f"   and {candidate.unlisted} more that can be picked")
     console.print()
     for gate in told.gates:
-        console.print(f"gate for {gate.calls}: {_gate(gate)}")
-    if told.gates:
+        console.print(f"gate of {escape(gate.name)} for {gate.calls}: {_gate(gate)}")
+    if told.HasField("retry_budget"):
         budget = told.retry_budget
         console.print(
             f"retries: {budget.left} more may be made now ({budget.retrying} of {budget.allowed} "
@@ -108,6 +108,8 @@ def _print_explanation(console: Console, told: explain_pb2.ExplainResponse) -> N
         )
     for refusal in told.refusals:
         would = "would only be counted as" if refusal.shadow else "is told"
+        if refusal.goes_on_to:
+            would = f"goes on to {escape(refusal.goes_on_to)} instead of"
         console.print(
             f"[red]{escape(refusal.when)}[/red] {would} {refusal.code}/{refusal.reason}: "
             f"{escape(refusal.message)}"

@@ -37,7 +37,7 @@ def inferences(server: Backend) -> int:
 
 
 def metric(m: Mesh, name: str) -> float:
-    lines = m.router.front._metrics.text().decode().splitlines()
+    lines = m.router.front.metrics.text().decode().splitlines()
     (value,) = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
     return value
 

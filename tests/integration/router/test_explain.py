@@ -20,6 +20,7 @@ from integration.router.kit import (
     Seen,
     backend,
     backend_process,
+    echo,
     infer,
     mesh,
     until,
@@ -108,7 +109,7 @@ async def test_a_route_and_defaults_are_told_apart() -> None:
         told = await explained(m)
         assert told.matched == "the route with `match: {model: m}`"
         assert {line.topic for line in told.policy if not line.by_default} == {"timeout", "retry"}
-        assert told.verdict == "goes to the one endpoint there is"
+        assert told.verdict == "goes to the one endpoint of m"
         assert not told.refusals
         (one,) = told.candidates[0].endpoints
         assert (one.address, one.state, one.pickable, one.why) == (server.address, READY, True, "")
@@ -117,6 +118,42 @@ async def test_a_route_and_defaults_are_told_apart() -> None:
         assert other.by_default
         assert all(line.by_default for line in other.policy)
         assert not server.seen  # Nothing was sent.
+
+
+async def test_split_and_fallback_are_told_and_where_a_call_goes_on() -> None:
+    config = route("split: {m: 90, m2: 10}, fallback: [lite]")
+    async with mesh(config) as m, serving(m), backend() as lite:
+        await m.register(lite.address, models=("lite",), services=(), backend="lite")
+        told = await explained(m)
+        assert [(one.name, one.role, len(one.endpoints)) for one in told.candidates] == [
+            ("m", "90% of the calls", 1),
+            ("m2", "10% of the calls", 0),
+            ("lite", "fallback 1", 1),
+        ]
+        assert told.verdict == (
+            "90%: goes to the one endpoint of m; "
+            "10%: m2 is passed over (no_endpoint), goes to the one endpoint of lite"
+        )
+        (refusal,) = told.refusals
+        assert (refusal.when, refusal.reason) == ("every call for m2 now", "NO_ENDPOINT")
+        assert refusal.goes_on_to == "lite"
+        assert {gate.name for gate in told.gates} == {"m", "lite"}
+        trailing = await m.channel.unary_unary(INFER)(infer("m")).trailing_metadata()
+        assert told.policy_version == trailing["x-aiflow-policy-version"]
+
+
+async def test_a_caller_who_is_kept_is_shown_its_own_side() -> None:
+    config = route("split: {weights: {m: 50, m2: 50}, by: tenant}")
+    async with mesh(config) as m, serving(m) as server:
+        await m.register(server.address, models=("m2",), services=(), backend="b2")
+        firsts = set()
+        for tenant in "abcdefgh":
+            told = await explained(m, tenant=tenant)
+            first, other = told.candidates
+            assert other.role == "gets none of these"
+            assert told.verdict == f"goes to the one endpoint of {first.name}"
+            firsts.add(first.name)
+        assert firsts == {"m", "m2"}
 
 
 async def test_an_unknown_name_ends_as_its_call_would() -> None:
@@ -157,7 +194,7 @@ async def test_a_killed_endpoint_is_out_and_why() -> None:
         assert not one.pickable
         assert "no connection to it, once" in one.why
         assert 0 < one.changes_in_s <= 1.0
-        assert (await explained(m)).verdict == "goes to the one endpoint there is"
+        assert (await explained(m)).verdict == "goes to the one endpoint of m"
         tried = [await replayed(m, f"r{i}") for i in range(8)]
         found = next(trace for trace in tried if trace.steps)
         assert [(step.outcome, step.because) for step in found.steps] == [
@@ -186,7 +223,7 @@ async def test_where_none_is_fit_all_are_used_and_said_to_be() -> None:
         told = await explained(m)
         assert told.candidates[0].panic
         assert all(one.pickable for one in told.candidates[0].endpoints)
-        assert told.verdict == "no endpoint is fit: it is tried at any of 2"
+        assert told.verdict == "no endpoint of m is fit: it is tried at any of 2"
         assert [refusal.reason for refusal in told.refusals] == ["NO_ENDPOINT"]
 
 
@@ -220,7 +257,7 @@ async def test_a_full_gate_says_who_waits_how_long_and_who_is_refused() -> None:
             assert (shown.limit, shown.inflight, shown.waiting, shown.ahead) == (2, 2, 1, 1)
             assert shown.wait_s == pytest.approx(1.0)
             assert told.verdict == (
-                "waits about 1 s behind 1 others, then goes to the one endpoint there is"
+                "waits about 1 s behind 1 others, then goes to the one endpoint of m"
             )
             (hasty,) = told.refusals
             assert hasty.when == "a call with less than 2 s to its deadline"
@@ -280,6 +317,29 @@ async def test_a_failed_call_says_why_no_other_was_tried(
         said = [step.because for step in trace.steps if not step.endpoint]
         assert said == ([] if not decided else [f"not retried: no attempt or {decided}"])
         assert json.loads(trace.logged)["reason"] == "BACKEND_STATUS"
+
+
+@pytest.mark.parametrize("lite_answers", [True, False])
+async def test_a_call_that_fell_back_tells_from_whom_and_why(lite_answers: bool) -> None:
+    config = route("retry: {attempts: 1}, fallback: [lite]")
+    async with (
+        mesh(config) as m,
+        serving(m, busy) as server,
+        backend(ModelInfer=echo) as lite,
+    ):
+        if lite_answers:
+            await m.register(lite.address, models=("lite",), services=(), backend="lite")
+        await call(m, "fell")
+        trace = await replayed(m, "fell")
+        said = [(step.endpoint, step.outcome, step.because) for step in trace.steps]
+        first = f"m@{server.address}"
+        assert said[0] == (first, "UNAVAILABLE", "")
+        assert ("", "", "m did not answer (unavailable): lite is asked") in said
+        if lite_answers:
+            assert said[-1][:2] == (f"lite@{lite.address}", "OK")
+        logged = json.loads(trace.logged)
+        assert logged["code"] == ("OK" if lite_answers else "UNAVAILABLE")
+        assert logged["fallback"] == "unavailable"
 
 
 async def test_a_hedged_call_tells_both() -> None:

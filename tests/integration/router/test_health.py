@@ -106,7 +106,7 @@ async def shown(m: Mesh, address: str, *states: int, within_s: float = 5.0) -> f
 
 def metric(m: Mesh, line: str) -> float:
     """The value of the sample that starts with `line`; 0 where there is none."""
-    text = m.router.front._metrics.text().decode()
+    text = m.router.front.metrics.text().decode()
     found = [part for part in text.splitlines() if part.startswith(line)]
     return float(found[0].rpartition(" ")[2]) if found else 0.0
 

@@ -37,7 +37,7 @@ async def learned(m: Mesh) -> None:
 
 def unary_calls(m: Mesh) -> int:
     """How many calls the router passed on as unary ones."""
-    lines = m.router.front._metrics.text().decode().splitlines()
+    lines = m.router.front.metrics.text().decode().splitlines()
     (count,) = [line for line in lines if line.startswith("aiflow_overhead_seconds_count")]
     return int(float(count.rpartition(" ")[2]))
 

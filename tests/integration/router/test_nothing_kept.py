@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Mesh, Seen, backend, infer, mesh, until
+from integration.router.kit import Mesh, Seen, backend, echo, infer, mesh, until
 
 from aiflow_router.rpc.visit import Visit
 
@@ -40,6 +40,23 @@ async def unary(to: Mesh, method: str, request: bytes = b"", timeout_s: float = 
     await to.channel.unary_unary(method)(request, timeout=timeout_s)
 
 
+async def stream(to: Mesh, request: bytes) -> None:
+    call = to.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")()
+    await call.write(request)
+    await call.read()
+    await call.done_writing()
+    await call.read()
+
+
+ROUTES = """routes:
+  - {match: {model: routed}, fallback: [busy, m]}
+  - {match: {model: lost}, fallback: [busy, never]}
+  - {match: {model: split}, split: {failing: 1, busy: 1, never: 1}}
+  - {match: {model: routed to slow}, fallback: [busy, slow]}
+  - {match: {model: nowhere}, fallback: [m]}
+"""
+
+
 async def cancelled(to: Mesh, method: str, request: bytes = b"") -> None:
     call = to.channel.unary_unary(method)(request)
     await until(lambda: to.inflight() == 1)
@@ -60,6 +77,11 @@ ENDS: dict[str, Callable[[Mesh], Awaitable[None]]] = {
     "of no known kind, cancelled": lambda to: cancelled(to, "/a.Echo/Slow"),
     "late": lambda to: unary(to, INFER, infer("slow"), timeout_s=0.05),
     "cancelled": lambda to: cancelled(to, INFER, infer("slow")),
+    "answered by a fallback": lambda to: unary(to, INFER, infer("routed")),
+    "refused by all of a chain": lambda to: unary(to, INFER, infer("lost")),
+    "refused by a split's side": lambda to: unary(to, INFER, infer("split")),
+    "cancelled in a fallback": lambda to: cancelled(to, INFER, infer("routed to slow")),
+    "a stream that fell back": lambda to: stream(to, infer("nowhere")),
 }
 
 
@@ -76,8 +98,10 @@ def collector_off() -> Iterator[None]:
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
 async def test_a_call_that_has_ended_keeps_nothing(end: Callable[[Mesh], Awaitable[None]]) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        echoing = await stack.enter_async_context(backend(Fail=fail, Slow=slow))
-        to = await stack.enter_async_context(mesh())
+        echoing = await stack.enter_async_context(
+            backend(Fail=fail, Slow=slow, ModelStreamInfer=echo)
+        )
+        to = await stack.enter_async_context(mesh(ROUTES))
         await to.register(echoing.address)
         await to.register(echoing.address, models=("m",), services=(), backend="m")
         for model, handle in {"failing": fail, "busy": busy, "slow": slow}.items():

@@ -166,7 +166,7 @@ def test_an_empty_file_means_the_defaults() -> None:
             id="a static endpoint that would never be asked",
         ),
         pytest.param("auth: {}\nauth: {}", "f:2:1: key `auth` is there twice", id="a key twice"),
-        pytest.param("a: [", "f:1:5:", id="no YAML"),
+        pytest.param("a: ]", "f:1:4:", id="no YAML"),
         pytest.param("- a", "must be a mapping", id="a list"),
     ],
 )

@@ -14,7 +14,7 @@ from aiflow_router.explaining.policy import Subject, lines
 from aiflow_router.forwarding.kinds import Method
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import Overload
-from aiflow_router.routing.table import Policy
+from aiflow_router.routing.policy import Policy
 
 READS = Method(name="/a.B/Get", unary=True, repeatable=True)
 WRITES = Method(name="/a.B/Put", unary=True, repeatable=False)
@@ -25,6 +25,7 @@ def said(policy: Policy, *, call_kind: Method | None = None, **question: Any) ->
     subject = Subject(
         question=Question(**{"kind": "model", "name": "m", **question}),
         policy=policy,
+        course=None,
         plan=None,
         fit=(load(1), load(2), load(3)),
         call_kind=call_kind,
@@ -76,6 +77,7 @@ def test_what_nobody_configured_is_said_to_be_the_default() -> None:
     subject = Subject(
         question=Question(kind="model", name="m"),
         policy=dataclasses.replace(Policy(), timeout_s=1.0),
+        course=None,
         plan=None,
         fit=(),
         call_kind=None,
@@ -83,6 +85,6 @@ def test_what_nobody_configured_is_said_to_be_the_default() -> None:
     )
     told = {line.topic: line.by_default for line in lines(subject, default=Policy())}
     assert told == {
-        **dict.fromkeys(("balance", "retry", "hedge", "overload"), True),
+        **dict.fromkeys(("balance", "retry", "hedge", "overload", "split", "fallback"), True),
         "timeout": False,
     }

@@ -22,22 +22,24 @@ class Call:
     label: str = "detector"
     method: str = "/a.B/C"
     endpoint: str = "detector@h:1"
+    fallback: str = ""
     attempts: int = 1
     reason: str = ""
     duration_s: float = 0.02
     ended_s: float = 0.0
+    detour: None = None
     started_s: float = 0.0
     queued_s: float = 0.0
     call: None = None
 
 
 def counted(metrics: Metrics) -> dict[str, float]:
-    """Samples that are no bucket, by name and labels."""
+    """Samples that are no bucket and not of the process, by name and labels."""
     return {
         f"{sample.name}{sorted(sample.labels.values())}": sample.value
         for family in text_string_to_metric_families(metrics.text().decode())
         for sample in family.samples
-        if "le" not in sample.labels
+        if "le" not in sample.labels and not sample.name.startswith("process_")
     }
 
 

@@ -1,12 +1,14 @@
 """The scanner reads the same model name as protobuf does, out of any bytes."""
 
+import tracemalloc
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from aiflow_router.routing.name import MAX_FIELDS, model_name
+from aiflow_router.routing.name import MAX_FIELDS, in_a_sequence, model_name, renamed
 from aiflow_sdk import errors
 
 pieces = st.lists(
@@ -78,6 +80,60 @@ def test_malformed_bytes_are_bad_input(raw: bytes, why: str) -> None:
     with pytest.raises(errors.BadInputError, match=why) as caught:
         model_name(raw)
     assert "request" in caught.value.violations
+
+
+@given(pieces, st.text(min_size=1, max_size=300))
+def test_a_renamed_message_is_the_same_but_for_its_name_and_version(raw: bytes, name: str) -> None:
+    try:
+        model_name(raw)
+        expected = service_pb2.ModelInferRequest.FromString(raw)
+    except (errors.BadInputError, DecodeError):
+        return
+    expected.model_name, expected.model_version = name, ""
+    found = service_pb2.ModelInferRequest.FromString(renamed(raw, name))
+    # Sorted fields: where a field that nobody knows stood among the others means nothing.
+    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(
+        deterministic=True
+    )
+
+
+@given(
+    st.permutations([(1, b"old"), (1, b"detector"), (2, b"3"), (2, b"1"), (3, b"id"), (7, b"t")]),
+    st.text(min_size=1, max_size=200),
+)
+def test_every_occurrence_of_a_name_is_replaced(fields: list[tuple[int, bytes]], name: str) -> None:
+    raw = b"".join(bytes([number << 3 | 2, len(text)]) + text for number, text in fields)
+    found = service_pb2.ModelInferRequest.FromString(renamed(raw, name))
+    assert found == service_pb2.ModelInferRequest(
+        model_name=name, id="id", raw_input_contents=[b"t"]
+    )
+
+
+def test_a_big_message_is_copied_once() -> None:
+    tensor = bytes(32 * 1024 * 1024)
+    request = service_pb2.ModelInferRequest(
+        model_name="detector", model_version="3", raw_input_contents=[tensor]
+    )
+    raw = request.SerializeToString()
+    tracemalloc.start()
+    found = renamed(raw, "detector-lite")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(raw) + 100_000
+    request.model_name, request.model_version = "detector-lite", ""
+    assert service_pb2.ModelInferRequest.FromString(found) == request
+
+
+def test_what_is_cut_short_is_not_renamed() -> None:
+    with pytest.raises(errors.BadInputError, match="cut short"):
+        renamed(b"\x10", "m")
+
+
+def test_a_step_of_a_sequence_is_told_by_its_parameters() -> None:
+    request = service_pb2.ModelInferRequest(model_name="m")
+    assert not in_a_sequence(request.SerializeToString())
+    request.parameters["sequence_id"].int64_param = 7
+    assert in_a_sequence(request.SerializeToString())
 
 
 def test_no_name_is_an_empty_name() -> None:

@@ -16,7 +16,7 @@ from aiflow_router.catalog.endpoint import Endpoint, Key, Protocol, State
 from aiflow_router.catalog.publisher import Publisher
 from aiflow_router.catalog.snapshot import Change, Entry, Served, Snapshot, build
 from aiflow_router.forwarding.link import Links
-from aiflow_router.routing.table import Policy, Table
+from aiflow_router.routing.table import Policies, Policy, Table
 
 NAMES = st.lists(st.sampled_from("abcdef"), unique=True, max_size=6).map(tuple)
 KEYS = st.sampled_from([(backend, f"h:{port}") for backend in "xy" for port in range(1, 4)])
@@ -93,9 +93,7 @@ class Changes(RuleBasedStateMachine):
         self.replayed = Replayed()
         self.loads = Loads(clock=lambda: 0.0)
         self.links = Links(max_message_bytes=1)
-        self.table = Table(
-            loads=self.loads, models={}, services={}, default=POLICY, clock=lambda: 0.0
-        )
+        self.table = Table(loads=self.loads, policies=Policies(), default=POLICY, clock=lambda: 0.0)
         self.publisher = self.loop.run_until_complete(self.made())
 
     async def made(self) -> Publisher:

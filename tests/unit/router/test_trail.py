@@ -24,6 +24,7 @@ class Call:
     code: str = "OK"
     call: Sent | None = field(default_factory=Sent)
     queued_s: float = 0.0
+    detour: None = None
     started_s: float = 100.0
     quiet: bool = False
     overhead_s: float | None = 0.0002
@@ -35,6 +36,7 @@ class Call:
     endpoint: str = "detector@h:1"
     attempts: int = 1
     reason: str = ""
+    fallback: str = ""
     duration_s: float = 0.02
     ended_s: float = 100.02
 

@@ -88,7 +88,7 @@ class ExplainResponse(_message.Message):
     worker: _builtins.str
     """The worker process that says so; empty where the router is one process."""
     policy_version: _builtins.str
-    """The policy that holds; empty where versions are not kept."""
+    """The policy that is in force."""
     kind: _builtins.str
     """"model" or "service"."""
     name: _builtins.str
@@ -109,14 +109,14 @@ class ExplainResponse(_message.Message):
 
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]:
-        """Where the call would go in; empty where no endpoint takes calls."""
+        """Where the call would go in, of each candidate with endpoints."""
 
     @_builtins.property
     def retry_budget(self) -> Global___RetryBudget:
         """What is left for retries and hedges."""
 
     @_builtins.property
-    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallRefusal]:
         """Calls that would be refused now; empty where every call would go in."""
 
     def __init__(
@@ -133,7 +133,7 @@ class ExplainResponse(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         gates: _abc.Iterable[Global___Gate] | None = ...,
         retry_budget: Global___RetryBudget | None = ...,
-        refusals: _abc.Iterable[Global___Refusal] | None = ...,
+        refusals: _abc.Iterable[Global___CallRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_budget", b"retry_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -307,6 +307,7 @@ class Gate(_message.Message):
     ANSWER_S_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     calls: _builtins.str
     """Which calls go through it."""
     limit: _builtins.int
@@ -327,6 +328,8 @@ class Gate(_message.Message):
     """Calls that would go in before this one."""
     wait_s: _builtins.float
     """How long this one would wait, by estimate, in seconds."""
+    name: _builtins.str
+    """The candidate that it is before."""
     def __init__(
         self,
         *,
@@ -340,10 +343,11 @@ class Gate(_message.Message):
         answer_s: _builtins.float = ...,
         ahead: _builtins.int = ...,
         wait_s: _builtins.float = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "ahead", b"ahead", "answer_s", b"answer_s", "calls", b"calls", "inflight", b"inflight", "limit", b"limit", "queue", b"queue", "shadow", b"shadow", "wait_s", b"wait_s", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "ahead", b"ahead", "answer_s", b"answer_s", "calls", b"calls", "inflight", b"inflight", "limit", b"limit", "name", b"name", "queue", b"queue", "shadow", b"shadow", "wait_s", b"wait_s", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,7 +388,7 @@ class RetryBudget(_message.Message):
 Global___RetryBudget: _TypeAlias = RetryBudget  # noqa: Y015
 
 @_typing.final
-class Refusal(_message.Message):
+class CallRefusal(_message.Message):
     """What some calls would be told instead of an answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -395,6 +399,7 @@ class Refusal(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
+    GOES_ON_TO_FIELD_NUMBER: _builtins.int
     when: _builtins.str
     """Which calls."""
     code: _builtins.str
@@ -409,6 +414,8 @@ class Refusal(_message.Message):
     """
     shadow: _builtins.bool
     """It would only be counted."""
+    goes_on_to: _builtins.str
+    """The candidate that is asked instead; empty where the caller is told."""
     def __init__(
         self,
         *,
@@ -418,14 +425,15 @@ class Refusal(_message.Message):
         message: _builtins.str = ...,
         retry_after_s: _builtins.float = ...,
         shadow: _builtins.bool = ...,
+        goes_on_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "retry_after_s", b"retry_after_s", "shadow", b"shadow", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "goes_on_to", b"goes_on_to", "message", b"message", "reason", b"reason", "retry_after_s", b"retry_after_s", "shadow", b"shadow", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+Global___CallRefusal: _TypeAlias = CallRefusal  # noqa: Y015
 
 @_typing.final
 class ReplayRequest(_message.Message):

@@ -1,0 +1,49 @@
+"""What can only be said of all routes together; the one place where they are checked so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from aiflow_router.config import courses
+from aiflow_router.config.route import Route
+
+Path = tuple[str | int, ...]
+"""Keys and positions from the top of the document, such as ("routes", 1, "match")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that makes the document unusable; the reader adds file, line and column.
+
+    Attributes:
+        path: what is wrong.
+        why: what is wrong with it, and what to do; for a person.
+    """
+
+    path: Path
+    why: str
+
+
+def check(routes: Sequence[Route], *, servable: frozenset[str] | None = None) -> Iterator[Problem]:
+    """Every problem between routes; each of them is valid by itself.
+
+    `servable` are the models that there ever can be; None where servers register themselves.
+    """
+    yield from _matched_twice(routes)
+    for path, why in courses.problems(routes, servable=servable):
+        yield Problem(path=path, why=why)
+
+
+def _matched_twice(routes: Sequence[Route]) -> Iterator[Problem]:
+    first: dict[tuple[str | None, str | None], int] = {}
+    for index, route in enumerate(routes):
+        match = (route.match.model, route.match.service)
+        before = first.setdefault(match, index)
+        if before != index:
+            kind, name = ("model", match[0]) if match[0] else ("service", match[1])
+            yield Problem(
+                path=("routes", index, "match"),
+                why=f'two routes match {kind} "{name}", this one and routes.{before}; only one '
+                "could apply: remove one of them",
+            )

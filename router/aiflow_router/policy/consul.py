@@ -1,0 +1,228 @@
+"""A key in Consul as a source of the policy, and as the shelf that several routers share.
+
+Under the key lies the policy as somebody wrote it, under KEY/versions/VERSION each that was ever
+taken, so that any router can roll back to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from aiflow_router.config.file import ConfigError, parse_policy
+from aiflow_router.policy.edition import Edition, edition
+from aiflow_router.policy.policies import Policies, changed
+from aiflow_sdk import errors
+from aiflow_sdk.command.processes import Backoff
+from aiflow_sdk.consul import (
+    Consul,
+    ConsulError,
+    ConsulMissingError,
+    ConsulRefusedError,
+    segment,
+)
+
+_log = structlog.get_logger(__name__)
+
+WAIT_S = 60.0
+# Consul lets nobody wait for a key that is not there.
+MISSING_EVERY_S = 0.5
+BACKOFF = Backoff(min_s=0.25, max_s=10.0, reset_after_s=30.0)
+# A write is seen by this router's own watch within milliseconds.
+SEEN_WITHIN_S = 2.0
+# Writes of others that come between reading and writing, where nothing is expected.
+TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What lies under the key; `index` grows with each write to it."""
+
+    text: str
+    index: int
+
+
+class Store:
+    """Puts in force what lies under the key whenever that changes; what is wrong stays out.
+
+    Attributes:
+        began: set when Consul was asked once, whatever came of it.
+    """
+
+    def __init__(
+        self,
+        consul: Consul,
+        key: str,
+        *,
+        policies: Policies,
+        rng: random.Random | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._consul = consul
+        self._key = key
+        self._policies = policies
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._sleep = sleep
+        self._wall = wall
+        self._seen = 0
+        self._seen_more = asyncio.Event()
+        self.began = asyncio.Event()
+
+    def place(self) -> str:
+        return f"Consul under {self._key}"
+
+    async def run(self) -> None:
+        """Until it is cancelled; while Consul is away the policy in force stays."""
+        loop = asyncio.get_running_loop()
+        index, losses, lost = 0, 0, False
+        while True:
+            asked_s = loop.time()
+            try:
+                answer = await self._consul.get(
+                    self._path(),
+                    index=index or None,
+                    wait_s=WAIT_S if index else None,
+                )
+                # One that went backwards is of a Consul with another past.
+                index = answer.index if answer.index >= index else 0
+                await self._take(_found(answer.body))
+            except ConsulMissingError:
+                index = 0
+                self.began.set()
+                await self._sleep(MISSING_EVERY_S)
+            except ConsulError as error:
+                self.began.set()
+                index = 0
+                losses = 1 if loop.time() - asked_s > BACKOFF.reset_after_s else losses + 1
+                wait_s = BACKOFF.wait_s(losses, draw=self._rng.random)
+                if not lost:
+                    _log.warning(
+                        "the policy in Consul cannot be read: the one in force stays",
+                        why=str(error),
+                        key=self._key,
+                    )
+                lost = True
+                await self._sleep(wait_s)
+                continue
+            losses = 0
+            if lost:
+                _log.info("the policy in Consul can be read again", key=self._key)
+            lost = False
+
+    async def write(self, text: str, version: str, *, expected: str) -> None:
+        try:
+            for _ in range(TRIES):
+                found = await self._now()
+                if expected:
+                    await self._check(found, expected)
+                await self._keep(text, version)
+                index = 0 if found is None else found.index
+                answer = await self._consul.put(self._path(), text.encode(), {"cas": str(index)})
+                if answer.body is True:
+                    await self._take_effect()
+                    return
+                if expected:
+                    raise changed(expected, "")
+        except ConsulError as error:
+            raise self._away(error) from None
+        raise errors.UnavailableError(
+            f"others write to {self.place()} all the time: try again", retry_after_s=1.0
+        )
+
+    async def read(self, version: str) -> str | None:
+        try:
+            answer = await self._consul.get(self._path(version), stale=False)
+        except ConsulMissingError:
+            return None
+        except ConsulError as error:
+            raise self._away(error) from None
+        return _found(answer.body).text
+
+    def _path(self, version: str = "") -> str:
+        key = "/".join(segment(part) for part in self._key.split("/"))
+        return f"/v1/kv/{key}/versions/{segment(version)}" if version else f"/v1/kv/{key}"
+
+    async def _now(self) -> _Found | None:
+        try:
+            return _found((await self._consul.get(self._path(), stale=False)).body)
+        except ConsulMissingError:
+            return None
+
+    async def _check(self, found: _Found | None, expected: str) -> None:
+        """Raises RefusedError unless the version `expected` lies there, or is in force alone."""
+        version = self._policies.current.version
+        if found is not None:
+            try:
+                version = (await asyncio.to_thread(self._edition, found.text)).version
+            except ConfigError:
+                version = ""  # No version at all.
+        if version != expected:
+            raise changed(expected, version)
+
+    async def _keep(self, text: str, version: str) -> None:
+        """Writes the version down unless it is there already."""
+        await self._consul.put(self._path(version), text.encode(), {"cas": "0"})
+
+    async def _take_effect(self) -> None:
+        """Returns when what lies there now has come to this router's own watch."""
+        found = await self._now()
+        if found is None:
+            return
+        try:
+            async with asyncio.timeout(SEEN_WITHIN_S):
+                while self._seen < found.index:
+                    await self._seen_more.wait()
+        except TimeoutError:
+            _log.warning("what was written to Consul is not seen yet", key=self._key)
+
+    async def _take(self, found: _Found) -> None:
+        if found.index != self._seen:
+            try:
+                now = await asyncio.to_thread(self._edition, found.text)
+            except ConfigError as error:
+                self._policies.refuse(error.problems, source="consul", origin=self._key)
+            else:
+                self._policies.accepted("consul")
+                current = self._policies.current
+                if (now.version, now.source) != (current.version, current.source):
+                    await self._policies.put(now)
+                await self._keep(found.text, now.version)
+        self._seen = found.index
+        self._seen_more.set()
+        self._seen_more = asyncio.Event()
+        self.began.set()
+
+    def _edition(self, text: str) -> Edition:
+        return edition(
+            parse_policy(text, file=f"consul:{self._key}"),
+            source="consul",
+            origin=self._key,
+            since_s=self._wall(),
+        )
+
+    def _away(self, error: ConsulError) -> errors.UnavailableError:
+        return errors.UnavailableError(
+            f"the policy is kept in {self.place()}, which cannot be reached: {error}",
+            reason="POLICY_STORE_AWAY",
+            retry_after_s=1.0,
+        )
+
+
+def _found(body: object) -> _Found:
+    """Raises ConsulRefusedError."""
+    match body:
+        case [{"Value": str(value), "ModifyIndex": int(index)}]:
+            try:
+                return _Found(text=base64.b64decode(value).decode(), index=index)
+            except ValueError:
+                pass
+        case [{"Value": None, "ModifyIndex": int(index)}]:
+            return _Found(text="", index=index)
+    raise ConsulRefusedError("what lies under the key is not text in UTF-8")
