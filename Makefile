@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload soak protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload drill soak protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs
 
 bench-overload: $(READY) ## measure what a limit saves of an overloaded backend
 	$(BIN)/python benchmarks/overload.py
+
+drill: $(READY) ## ten minutes of operations under traffic, in which no call may fail
+	$(BIN)/python benchmarks/drill.py
 
 soak: $(READY) ## ten minutes of mixed load: memory and descriptors must stay as they are
 	$(BIN)/python benchmarks/soak.py

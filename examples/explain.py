@@ -2,8 +2,8 @@
 
     python examples/explain.py
 
-A model is split between two versions and has a fallback. One of the two servers of the old version is
-gone, the one of the new version is out of memory.
+A model is split between two versions and has a fallback. One of the two servers of the old version
+is gone, the one of the new version is out of memory.
 """
 
 from __future__ import annotations
