@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload drill soak protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload bench-policy drill soak protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-balance: fetch ## measure what batch_aware saves on three Tritons
 
 bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs them where it can)
 	$(BIN)/python benchmarks/router.py
+
+bench-policy: $(READY) ## measure how long a change of 1,000 routes holds the calls up
+	$(BIN)/python benchmarks/policy.py
 
 bench-overload: $(READY) ## measure what a limit saves of an overloaded backend
 	$(BIN)/python benchmarks/overload.py

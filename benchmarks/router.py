@@ -78,7 +78,11 @@ def summary(rounds: list[dict[str, float]]) -> dict[str, float]:
         ("full_vs_bare_stream_cpu", "full_stream_cpu_us", "bare_stream_cpu_us"),
         ("many_endpoints_cost_ratio", "many_endpoints_cpu_us", "few_endpoints_cpu_us"),
         ("many_same_connections_ratio", "many_same_connections_cpu_us", "few_endpoints_cpu_us"),
-        ("bare_many_connections_ratio", "bare_many_connections_cpu_us", "bare_few_connections_cpu_us"),
+        (
+            "bare_many_connections_ratio",
+            "bare_many_cpu_us",
+            "bare_few_cpu_us",
+        ),
     ):
         if over in rounds[0] and under in rounds[0]:
             figures[key] = statistics.median(seen[over] / seen[under] for seen in rounds)

@@ -1,4 +1,4 @@
-"""`aiflow router` and `aiflow check`."""
+"""`aiflow router`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,24 +65,6 @@ def router(path: Path | None, grpc_address: str | None, http_address: str | None
     problem = asyncio.run(_run(_configured(read), read, path or Path(DEFAULT_FILE)))
     if problem:
         raise click.ClickException(problem)
-
-
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="aiflow.yaml")
-def check(file: Path) -> None:
-    """Check FILE (default: aiflow.yaml) and print what it means, secrets left out.
-
-    Exits 1 and prints every problem with file, line and column when something is wrong.
-    """
-    from aiflow_router.config import file as config_file  # noqa: PLC0415 - `--help` stays fast
-
-    try:
-        config = config_file.load(file)
-    except config_file.ConfigError as error:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        sys.exit(1)
-    click.echo(config_file.printed(config))
 
 
 def _read(path: Path | None, *, grpc_address: str | None, http_address: str | None) -> Config:

@@ -19,9 +19,9 @@ from aiflow_router.catalog.snapshot import Change, Entry, Snapshot, whole
 Follower = Callable[[Snapshot, Change], None]
 
 # The work in one snapshot. A step is one endpoint under one name, some 10 us with all followers:
-# 200 of them take 2 ms, a fifth of what the loop may be held, which leaves room for a machine that
-# is slower and for the copies of the tables.
-SLICE_STEPS = 200
+# 100 of them take 1 ms, a tenth of what the loop may be held, which leaves room for a machine that
+# is slower, for the copies of the tables, and for a collection of garbage in the same turn.
+SLICE_STEPS = 100
 # An endpoint itself is a load, a link and perhaps a question for its methods: as much as 8 names.
 ENTRY_STEPS = 8
 # What comes within this time of a snapshot is gathered for the next. Copying 10,000 entries takes

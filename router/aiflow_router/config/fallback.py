@@ -26,9 +26,15 @@ class Fallback(Section):
     @classmethod
     def _as_written(cls, value: Any) -> Any:
         """`[a, b]` is short for `{to: [a, b]}`, and YAML reads a bare `on` as true."""
-        if isinstance(value, dict):
-            return {"on" if key is True else key: item for key, item in value.items()}
-        return {"to": value} if isinstance(value, tuple | list) else value
+        if isinstance(value, tuple | list):
+            value = {"to": value}
+        if not isinstance(value, dict):
+            return value
+        # Strict validation takes tuples; of JSON too, once it has passed through here.
+        return {
+            "on" if key is True else key: tuple(item) if isinstance(item, list) else item
+            for key, item in value.items()
+        }
 
     @model_validator(mode="after")
     def _effective(self) -> Fallback:

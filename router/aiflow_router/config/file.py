@@ -23,6 +23,7 @@ DEFAULT_FILE = "aiflow.yaml"
 # A document may come from afar. Some 50,000 routes are within these.
 MAX_CHARACTERS = 8_000_000
 MAX_VALUES = 1_000_000
+MAX_DEPTH = 50
 
 # Ten times as fast where PyYAML was built with libyaml, as its wheels are.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -99,6 +100,7 @@ def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:
     if len(text) > MAX_CHARACTERS:
         raise ConfigError([f"{file}: has {len(text)} characters, more than {MAX_CHARACTERS}"])
     try:
+        _check_depth(text, file=file)
         loader = _LOADER(text)
         try:
             root = loader.get_single_node()
@@ -110,12 +112,23 @@ def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
         raise ConfigError([f"{where}: {getattr(error, 'problem', None) or error}"]) from None
-    except RecursionError:
-        raise ConfigError([f"{file}: is nested too deeply"]) from None
     except _TooManyError:
         raise ConfigError(
             [f"{file}: has more than {MAX_VALUES} values, aliases unfolded"]
         ) from None
+
+
+def _check_depth(text: str, *, file: str) -> None:
+    """Raises ConfigError, and YAMLError: libyaml recurses in C, where the stack ends in a crash."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                where = f"{file}:{event.start_mark.line + 1}" if event.start_mark else file
+                raise ConfigError([f"{where}: more than {MAX_DEPTH} levels are nested here"])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class _TooManyError(Exception):
@@ -142,7 +155,7 @@ def _problem(kind: type[BaseModel], root: yaml.Node, error: Any) -> tuple[yaml.M
     mark = _mark(root, path)
     where = _dotted(path)
     if error["type"] == "extra_forbidden":
-        if kind is PolicyDocument and path[0] in Config.model_fields:
+        if kind is PolicyDocument and len(path) == 1 and path[0] in Config.model_fields:
             can = ", ".join(f"`{key}`" for key in kind.model_fields)
             return mark, f"`{where}` cannot change while the router runs; only {can} can"
         known = _keys_at(kind, path[:-1])

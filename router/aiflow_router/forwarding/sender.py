@@ -220,7 +220,7 @@ class Sender:
 
     async def _tried(self, call: Call, request: bytes, may_repeat: MayRepeat) -> Answer:
         """The answer of the first endpoint that gives one, tried one after the other."""
-        budget, retry = call.budget, call.plan.retry
+        retry = call.plan.retry
         # A try that nothing may follow has all the time there is.
         bounded = retry.per_try_timeout_s is not None and may_repeat(request)
         retrying = False
@@ -237,13 +237,13 @@ class Sender:
                 if isinstance(answer, Answer):
                     return answer
                 if retrying:
-                    budget.give_back()
+                    call.budget.give_back()
                     retrying = False
                 before = await self._before_retry(call, answer, request, may_repeat)
                 retrying = True
         finally:
             if retrying:
-                budget.give_back()
+                call.budget.give_back()
 
     async def _attempt(
         self, call: Call, link: Link, request: bytes, *, bounded: bool

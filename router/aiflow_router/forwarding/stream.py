@@ -19,6 +19,7 @@ from aiflow_router.forwarding import failure as failures
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair, back
 from aiflow_router.forwarding.sender import Sender
+from aiflow_router.forwarding.unbroken import unbroken
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
@@ -61,7 +62,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
         initial = await rpc.initial_metadata()
         if not rpc.done():  # Else the answer is trailers only.
             await context.send_initial_metadata(tuple(back(initial)))
-        while (message := await rpc.read()) is not grpc.aio.EOF:
+        while (message := await unbroken(rpc.read())) is not grpc.aio.EOF:
             received += 1
             if clock is not None and received == 1:  # Now, for the stream may live for hours.
                 sender.answered(call, "OK", took_s=up.waited_s(clock()))
@@ -164,7 +165,7 @@ class _Upstream:
             if self._first is not None:
                 await self._rpc.write(self._first)
                 self._sent()
-            while (message := await self._context.read()) is not grpc.aio.EOF:
+            while (message := await unbroken(self._context.read())) is not grpc.aio.EOF:
                 await self._rpc.write(self._take(message))
                 self._sent()
             # A caller that goes away ends its messages too, and only a moment later is this task

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from aiflow_router.forwarding.metadata import Pairs
+from aiflow_router.forwarding.unbroken import unbroken
 
 NO_MESSAGE = "the backend said OK and sent no whole message"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -46,7 +47,7 @@ async def ask(
     core: Any = channel._channel  # type: ignore[attr-defined]  # noqa: SLF001 - see above
     call = core.call(method.encode(), deadline_s, None, None)
     try:
-        message = await call.unary_unary(request, metadata, None)
+        message = await unbroken(call.unary_unary(request, metadata, None))
     finally:
         if not call.done():
             call.cancel("the caller went away")

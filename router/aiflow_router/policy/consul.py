@@ -36,6 +36,7 @@ MISSING_EVERY_S = 0.5
 BACKOFF = Backoff(min_s=0.25, max_s=10.0, reset_after_s=30.0)
 # A write is seen by this router's own watch within milliseconds.
 SEEN_WITHIN_S = 2.0
+MAX_BYTES = 512 * 1024
 # Writes of others that come between reading and writing, where nothing is expected.
 TRIES = 5
 
@@ -44,8 +45,15 @@ TRIES = 5
 class _Found:
     """What lies under the key; `index` grows with each write to it."""
 
-    text: str
+    raw: bytes
     index: int
+
+    def text(self) -> str:
+        """Raises ConfigError."""
+        try:
+            return self.raw.decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError([f"what lies in Consul is not text in UTF-8: {error}"]) from None
 
 
 class Store:
@@ -71,7 +79,7 @@ class Store:
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._sleep = sleep
         self._wall = wall
-        self._seen = 0
+        self._taken: _Found | None = None
         self._seen_more = asyncio.Event()
         self.began = asyncio.Event()
 
@@ -93,6 +101,8 @@ class Store:
                 # One that went backwards is of a Consul with another past.
                 index = answer.index if answer.index >= index else 0
                 await self._take(_found(answer.body))
+                if not answer.index:  # Nobody can wait for the next one.
+                    await self._sleep(MISSING_EVERY_S)
             except ConsulMissingError:
                 index = 0
                 self.began.set()
@@ -117,12 +127,17 @@ class Store:
             lost = False
 
     async def write(self, text: str, version: str, *, expected: str) -> None:
+        if len(text.encode()) > MAX_BYTES:
+            raise errors.BadInputError(
+                f"the policy has more than the {MAX_BYTES} bytes that Consul keeps under a key",
+                violations={"document": "is too large for Consul"},
+            )
         try:
             for _ in range(TRIES):
                 found = await self._now()
                 if expected:
-                    await self._check(found, expected)
-                await self._keep(text, version)
+                    await self._check(found, (expected, version))
+                await self._keep(text.encode(), version)
                 index = 0 if found is None else found.index
                 answer = await self._consul.put(self._path(), text.encode(), {"cas": str(index)})
                 if answer.body is True:
@@ -143,7 +158,7 @@ class Store:
             return None
         except ConsulError as error:
             raise self._away(error) from None
-        return _found(answer.body).text
+        return _found(answer.body).raw.decode(errors="replace")
 
     def _path(self, version: str = "") -> str:
         key = "/".join(segment(part) for part in self._key.split("/"))
@@ -155,20 +170,23 @@ class Store:
         except ConsulMissingError:
             return None
 
-    async def _check(self, found: _Found | None, expected: str) -> None:
-        """Raises RefusedError unless the version `expected` lies there, or is in force alone."""
+    async def _check(self, found: _Found | None, allowed: tuple[str, str]) -> None:
+        """Raises RefusedError unless the first, or already the second, of these versions is there.
+
+        Where nothing lies there, the one in force counts.
+        """
         version = self._policies.current.version
         if found is not None:
             try:
-                version = (await asyncio.to_thread(self._edition, found.text)).version
+                version = (await asyncio.to_thread(self._edition, found)).version
             except ConfigError:
                 version = ""  # No version at all.
-        if version != expected:
-            raise changed(expected, version)
+        if version not in allowed:
+            raise changed(allowed[0], version)
 
-    async def _keep(self, text: str, version: str) -> None:
+    async def _keep(self, raw: bytes, version: str) -> None:
         """Writes the version down unless it is there already."""
-        await self._consul.put(self._path(version), text.encode(), {"cas": "0"})
+        await self._consul.put(self._path(version), raw, {"cas": "0"})
 
     async def _take_effect(self) -> None:
         """Returns when what lies there now has come to this router's own watch."""
@@ -177,15 +195,16 @@ class Store:
             return
         try:
             async with asyncio.timeout(SEEN_WITHIN_S):
-                while self._seen < found.index:
+                while self._taken is None or self._taken.index < found.index:
                     await self._seen_more.wait()
         except TimeoutError:
             _log.warning("what was written to Consul is not seen yet", key=self._key)
 
     async def _take(self, found: _Found) -> None:
-        if found.index != self._seen:
+        # A Consul that lost its memory counts from the start, and may come to the same number.
+        if found != self._taken:
             try:
-                now = await asyncio.to_thread(self._edition, found.text)
+                now = await asyncio.to_thread(self._edition, found)
             except ConfigError as error:
                 self._policies.refuse(error.problems, source="consul", origin=self._key)
             else:
@@ -193,15 +212,16 @@ class Store:
                 current = self._policies.current
                 if (now.version, now.source) != (current.version, current.source):
                     await self._policies.put(now)
-                await self._keep(found.text, now.version)
-        self._seen = found.index
+                await self._keep(found.raw, now.version)
+        self._taken = found
         self._seen_more.set()
         self._seen_more = asyncio.Event()
         self.began.set()
 
-    def _edition(self, text: str) -> Edition:
+    def _edition(self, found: _Found) -> Edition:
+        """Raises ConfigError."""
         return edition(
-            parse_policy(text, file=f"consul:{self._key}"),
+            parse_policy(found.text(), file=f"consul:{self._key}"),
             source="consul",
             origin=self._key,
             since_s=self._wall(),
@@ -219,10 +239,9 @@ def _found(body: object) -> _Found:
     """Raises ConsulRefusedError."""
     match body:
         case [{"Value": str(value), "ModifyIndex": int(index)}]:
-            try:
-                return _Found(text=base64.b64decode(value).decode(), index=index)
-            except ValueError:
-                pass
+            return _Found(raw=base64.b64decode(value), index=index)
         case [{"Value": None, "ModifyIndex": int(index)}]:
-            return _Found(text="", index=index)
-    raise ConsulRefusedError("what lies under the key is not text in UTF-8")
+            return _Found(raw=b"", index=index)
+    raise ConsulRefusedError(
+        "what Consul says of the key is no value of it; is this Consul's HTTP address?"
+    )

@@ -80,7 +80,7 @@ class Desk:
             raise refused(error) from None
         current = self.policies.current
         if dry_run:
-            if expected and expected != current.version:
+            if expected and current.version not in (expected, found.version):
                 raise changed(expected, current.version)
             return Outcome(
                 edition=found, replaced=current, holds="nothing has changed: this was a dry run"
@@ -111,6 +111,7 @@ class Desk:
         else:
             before = self.policies.current
             await self._shelf.write(text, found.version, expected=expected)
+            self.policies.accepted("admin")
             holds = f"{found.version} lies in {self._shelf.place()}: every router that follows it"
             holds += " takes it, and keeps it"
         return Outcome(edition=found, replaced=before, holds=holds)

@@ -22,7 +22,7 @@ _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 # What a call for another model does not keep: the name, and the version, which was the first one's.
 _NAME, _VERSION = 1, 2
 # Where clients put a request's parameters: behind its names, before its tensors.
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 1024
 
 
 def model_name(message: bytes) -> str:  # noqa: C901, PLR0912 - one loop over every request

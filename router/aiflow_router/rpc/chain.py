@@ -236,9 +236,13 @@ class _Way:
             # gRPC cancels the handler of a call whose time is up.
             if late and isinstance(error, asyncio.CancelledError):
                 self._judge(well=False)
+                self._would_be_late()
             return None
-        if _code(error) != "CANCELLED":
+        code = _code(error)
+        if code != "CANCELLED":
             self._judge(well=False)
+        if code == "DEADLINE_EXCEEDED":
+            self._would_be_late()
         error.__traceback__ = None  # Or it would keep this call's frames, and they keep it.
         return error
 
@@ -300,7 +304,7 @@ class _Way:
             sides.ended(self.name, well=well, took_s=took_s)
 
     def _would_be_late(self) -> None:
-        """Counts an answer that a share in shadow would not have waited for."""
+        """Counts a call that a share in shadow would not have waited for."""
         fallback = self._course.fallback
         if fallback is None or not fallback.shadow or fallback.deadline_share is None:
             return

@@ -197,7 +197,7 @@ class Front:
                 visit.started_s = self._clock()
                 self.check_size(request)
                 response = await work(visit, request, context)
-            except Exception as error:  # noqa: BLE001 - the caller is told, and the log
+            except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=True)
                 return None
             except BaseException:
@@ -230,7 +230,7 @@ class Front:
                 self._enter(visit, right)
                 trailing = await work(visit, context)
                 context.set_trailing_metadata(visit.trailers(trailing))
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=False)
             except BaseException:
                 self._gone(visit, context, unary=False)

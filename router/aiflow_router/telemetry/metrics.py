@@ -9,7 +9,7 @@ call nothing.
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -17,12 +17,14 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from aiflow_router.telemetry.histograms import Histograms
+from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
 
@@ -103,18 +105,16 @@ class Metrics:
             ("tenant", "model", "code"),
             registry=self.registry,
         )
-        duration = Histogram(
+        duration = self._histograms(
             "aiflow_request_duration_seconds",
             "Time from a call's arrival to its end.",
-            ("model",),
-            buckets=_DURATION_BUCKETS_S,
-            registry=self.registry,
+            _DURATION_BUCKETS_S,
+            label="model",
         )
-        overhead = Histogram(
+        overhead = self._histograms(
             "aiflow_overhead_seconds",
             "Time a unary call spent in the router alone.",
-            buckets=_OVERHEAD_BUCKETS_S,
-            registry=self.registry,
+            _OVERHEAD_BUCKETS_S,
         )
         attempts = Counter(
             "aiflow_attempts",
@@ -134,12 +134,11 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
-        queue_wait = Histogram(
+        queue_wait = self._histograms(
             "aiflow_queue_wait_seconds",
             "Time that calls which had to wait for their turn waited, those that got in.",
-            ("model",),
-            buckets=_DURATION_BUCKETS_S,
-            registry=self.registry,
+            _DURATION_BUCKETS_S,
+            label="model",
         )
         ejections = Counter(
             "aiflow_ejections",
@@ -213,10 +212,17 @@ class Metrics:
         self.split_shadow = _cached(lambda *labels: would_split.labels(*labels).inc)
         self.split_stopped = _cached(lambda *labels: stops.labels(*labels).inc)
         self.split_would_stop = _cached(lambda *labels: would_stop.labels(*labels).inc)
-        self.overhead = overhead.observe
+        self.overhead = overhead.labels().observe
         self.load_error = load_errors.inc
         self.hedges = _cached(lambda *labels: hedges.labels(*labels).inc)
         self.budget_spent = _cached(lambda model: budget_spent.labels(model).inc)
+
+    def _histograms(
+        self, name: str, text: str, bounds_s: Sequence[float], *, label: str = ""
+    ) -> Histograms:
+        found = Histograms(name, text, bounds_s, label=label)
+        self.registry.register(found)
+        return found
 
     def watch(self, catalogued: Catalogued, *, undescribed: Callable[[], int]) -> None:
         self.registry.register(_AtScrape(catalogued))
@@ -236,7 +242,7 @@ class Metrics:
 
     def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
         """`shares` gives the parts of each split model's calls, by the model they go to."""
-        self.registry.register(_SplitsAtScrape(shares))
+        self.registry.register(SplitsAtScrape(shares))
 
     def watch_batches(
         self,
@@ -348,22 +354,6 @@ class _PolicyAtScrape:
         )
         info.add_metric(self._policy(), 1)
         return (info,)
-
-
-class _SplitsAtScrape:
-    def __init__(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
-        self._shares = shares
-
-    def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily(
-            "aiflow_split_share",
-            "Part of a split model's new calls that is sent to a model, 0 to 1.",
-            labels=("model", "to"),
-        )
-        for model, parts in self._shares().items():
-            for to, part in parts.items():
-                family.add_metric((model, to), part)
-        return (family,)
 
 
 class _BatchesAtScrape:

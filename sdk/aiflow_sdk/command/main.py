@@ -13,9 +13,11 @@ from aiflow_sdk.errors import AiflowError
 # One line each, so that --help needs no import; and the extra that brings what it needs.
 _KNOWN = {
     "call": ("Call any method of a typed service.", ""),
+    "canary": ("Give a model's new version more of its calls.", ""),
     "check": ("Check a configuration file.", "router"),
     "explain": ("Show what the router would do with a call, or did.", ""),
     "infer": ("Ask a model.", ""),
+    "policy": ("See and change the routes of a running router.", "router"),
     "router": ("Run the router.", "router"),
     "serve": ("Run a CPU server, such as imaging.", "servers"),
     "status": ("Show what the router serves.", ""),

@@ -18,7 +18,7 @@ from integration.router.kit import Seen, backend, until
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
 from aiflow_sdk import errors, status
 
-RUN = "import sys; from aiflow_router import command; getattr(command, sys.argv[1])(sys.argv[2:])"
+RUN = "import sys; from aiflow_sdk.command.main import main; main(sys.argv[1:])"
 SLOW_DRAIN = "listen: {drain_grace: 300ms, drain_timeout: 20s}\n"
 
 

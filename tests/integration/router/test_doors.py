@@ -229,6 +229,7 @@ async def test_one_log_line_a_request_says_how_it_went() -> None:
             "model": "m",
             "method": "/inference.GRPCInferenceService/ModelInfer",
             "endpoint": f"m@{server.address}",
+            "fallback": "",
             "attempts": 1,
             "code": "OK",
             "reason": "",

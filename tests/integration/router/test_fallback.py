@@ -305,6 +305,16 @@ async def test_in_shadow_an_answer_past_the_share_is_counted_and_waited_for() ->
         assert counted in await m.metrics()
 
 
+async def test_in_shadow_a_call_whose_time_is_up_is_counted() -> None:
+    shadow = "timeout: 200ms, fallback: {to: [b], deadline_share: 10%, mode: shadow}"
+    async with routed(shadow, {"a": hangs, "b": echo}) as (m, _):
+        for due_s in (5.0, 0.1):  # The route's time, and the caller's.
+            assert (await refusal(m, timeout=due_s)).code == "DEADLINE_EXCEEDED"
+        await until(lambda: m.inflight() == 0)
+        counted = 'aiflow_fallback_shadow_total{from="a",reason="deadline_share",to="b"} 2.0'
+        assert counted in await m.metrics()
+
+
 async def test_off_is_off() -> None:
     async with routed("fallback: {to: [b], mode: off}", {"a": unavailable, "b": echo}) as (m, _):
         assert (await refusal(m)).message == "not now"

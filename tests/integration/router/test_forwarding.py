@@ -54,6 +54,7 @@ async def test_every_kind_passes_with_metadata_both_ways(kind: str) -> None:
             "x-request-id": "job-1",
             "x-aiflow-served-by": f"echo@{server.address}",
             "x-aiflow-attempts": "1",
+            "x-aiflow-policy-version": m.router.policies.current.version,
         }
         (seen,) = server.seen
         assert seen.metadata["k-bin"] == b"\x00\x01"

@@ -14,6 +14,9 @@ import grpc.aio
 import pytest
 from integration.router.kit import Handle, Mesh, Seen, backend, echo, infer, mesh, until
 
+from aiflow_router.config.file import parse_policy
+from aiflow_router.policy.edition import edition
+from aiflow_router.routing.split import Sides
 from aiflow_sdk import errors, status
 
 PREFIX = "/inference.GRPCInferenceService"
@@ -215,6 +218,33 @@ async def test_an_equal_canary_goes_on() -> None:
         assert sides is not None
         assert not sides.stopped
         assert min(tally.times.total for tally in sides.tallies.values()) > 400
+
+
+async def test_a_step_is_a_change_of_the_policy_and_lets_a_stopped_side_begin_anew() -> None:
+    async with split(GUARD, {"a": echo, "b": broken}) as m:
+
+        def sides() -> Sides:
+            found = m.router.front.table.courses["a"].sides
+            assert found is not None
+            return found
+
+        async def put(text: str) -> None:
+            document = parse_policy(f"routes: [{{match: {{model: a}}, {text}}}]")
+            found = edition(document, source="admin", origin="test", since_s=time.time())
+            await m.router.policies.put(found)
+
+        await load(m, calls=400)
+        assert sides().stopped
+        await put(f"timeout: 4s, {GUARD}")  # The split is as it was: so is what is known of it.
+        assert sides().stopped
+        assert set(await load(m, calls=40)) == {"a"}
+        await put("split: {a: 1, b: 3}")
+        assert not sides().stopped
+        assert set(await load(m, calls=40)) == {"a", "INTERNAL"}
+        assert 'aiflow_split_share{model="a",to="b"} 0.75' in await m.metrics()
+        await put("timeout: 3s")
+        assert set(await load(m, calls=40)) == {"a"}
+        assert "aiflow_split_share{" not in await m.metrics()
 
 
 async def test_errors_that_a_fallback_hides_count_all_the_same() -> None:

@@ -16,7 +16,7 @@ from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.catalog.snapshot import Change, Entry, Snapshot
 from aiflow_router.config.config import Config
 from aiflow_router.config.file import parse
-from aiflow_router.processes.following import Following
+from aiflow_router.processes.following import Following, catalog
 from aiflow_sdk import errors, status
 
 A = "127.0.0.1:1"
@@ -76,7 +76,7 @@ async def test_who_loses_the_catalog_keeps_its_view_and_finds_it_again() -> None
             address = first.router.grpc_address
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
             await first.register(A)
-            following = Following(mirror, channel, rng=random.Random(1))
+            following = Following("catalog", catalog(mirror, channel), rng=random.Random(1))
             task = asyncio.create_task(following.run())
             stack.callback(task.cancel)
             await asyncio.wait_for(following.began.wait(), 10)

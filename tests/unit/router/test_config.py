@@ -36,11 +36,6 @@ def test_an_empty_file_means_the_defaults() -> None:
         ),
         pytest.param("limits: []", "f:1:1: unknown key `limits`", id="limits are not yet there"),
         pytest.param(
-            "routes:\n- match: {model: a}\n  split: {a: 95, b: 5}",
-            "f:3:3: unknown key `routes.0.split`",
-            id="a split is not yet there",
-        ),
-        pytest.param(
             "discovery: {consul: {}}", "f:1:13: unknown key `discovery.consul`", id="no Consul yet"
         ),
         pytest.param("listen: {grpc: 7600}", "f:1:10: listen.grpc", id="a number for an address"),
@@ -167,6 +162,47 @@ def test_an_empty_file_means_the_defaults() -> None:
         ),
         pytest.param("auth: {}\nauth: {}", "f:2:1: key `auth` is there twice", id="a key twice"),
         pytest.param("a: ]", "f:1:4:", id="no YAML"),
+        pytest.param("a: " + "[" * 99, "f:1: more than 50 levels", id="deeper than anybody writes"),
+        pytest.param(
+            "routes:\n- match: {model: a}\n- match: {service: b}\n- match: {model: a}",
+            'f:4:3: routes.2.match: two routes match model "a", this one and routes.0',
+            id="the second of two routes for one model, at its line",
+        ),
+        pytest.param(
+            "routes:\n- match: {modell: a}",
+            "f:2:11: unknown key `routes.0.match.modell`: this version has no such setting; did "
+            "you mean `model`?",
+            id="an unknown key of match",
+        ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  retry: {atempts: 2}",
+            "f:3:11: unknown key `routes.0.retry.atempts`: this version has no such setting; did "
+            "you mean `attempts`?",
+            id="an unknown key of retry",
+        ),
+        pytest.param(
+            "routes:\n- match: {model: a}\n  hedge: {afterr: 1s}",
+            "f:3:11: unknown key `routes.0.hedge.afterr`: this version has no such setting; did "
+            "you mean `after`?",
+            id="an unknown key of hedge",
+        ),
+        pytest.param(
+            "routes: {model: a}", "f:1:1: routes: Input should be a valid", id="no list of routes"
+        ),
+        pytest.param("policy: {consul_kv: {}}", "policy.consul_kv.key: Field req", id="no key"),
+        pytest.param(
+            "policy: {consul_kv: {key: /a}}", "must be a key such as aiflow/policy", id="a bad key"
+        ),
+        pytest.param(
+            "policy: {consul_kv: {key: a, address: 'h:8500'}}",
+            "must begin with http:// or https://",
+            id="no address of Consul",
+        ),
+        pytest.param(
+            "policy: {consul_kv: {key: a, tls: {ca: x}}}",
+            "`tls` has no effect",
+            id="certificates for a connection that is not encrypted",
+        ),
         pytest.param("- a", "must be a mapping", id="a list"),
     ],
 )

@@ -1,0 +1,92 @@
+"""A policy as a person looks at it: a line for each route, and what differs between two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Sign = Literal["+", "-", "~"]
+
+COLUMNS = ("route", "timeout", "attempts", "hedge", "balance", "limit", "candidates")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a difference; `depth` 0 names a route, 1 a setting of it."""
+
+    sign: Sign
+    depth: int
+    text: str
+
+
+def rows(document: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
+    """A row of COLUMNS for each route of an effective document."""
+    return [_row(route) for route in document.get("routes", ())]
+
+
+def _row(route: Mapping[str, Any]) -> tuple[str, ...]:
+    overload = route.get("overload", {})
+    off = overload.get("mode") == "off"
+    return (
+        _name(route),
+        str(route.get("timeout", "")),
+        str(route.get("retry", {}).get("attempts", "")),
+        str(route.get("hedge", {}).get("after", "-")),
+        str(route.get("balance", "")),
+        "-" if off else str(overload.get("limit", "")),
+        candidates(route),
+    )
+
+
+def candidates(route: Mapping[str, Any]) -> str:
+    """Who may answer, in order."""
+    match = route["match"]
+    return str(match.get("model") or match.get("service"))
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Line]:
+    """From one effective document to another, route by route; nothing where they mean the same."""
+    before = {_name(route): route for route in old.get("routes", ())}
+    after = {_name(route): route for route in new.get("routes", ())}
+    for name in dict.fromkeys((*before, *after)):
+        if name not in after:
+            yield Line(sign="-", depth=0, text=name)
+        elif name not in before:
+            yield Line(sign="+", depth=0, text=name)
+            yield from _settings("+", after[name])
+        elif before[name] != after[name]:
+            yield Line(sign="~", depth=0, text=name)
+            yield from _changed(_flat(before[name]), _flat(after[name]))
+
+
+def _settings(sign: Sign, route: Mapping[str, Any]) -> Iterator[Line]:
+    for key, value in _flat(route).items():
+        if not key.startswith("match."):
+            yield Line(sign=sign, depth=1, text=f"{key}: {value}")
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Line]:
+    for key in dict.fromkeys((*before, *after)):
+        if key not in after:
+            yield Line(sign="-", depth=1, text=f"{key}: {before[key]}")
+        elif key not in before:
+            yield Line(sign="+", depth=1, text=f"{key}: {after[key]}")
+        elif before[key] != after[key]:
+            yield Line(sign="~", depth=1, text=f"{key}: {before[key]} -> {after[key]}")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"retry": {"attempts": 2}} as {"retry.attempts": 2}."""
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            found.update(_flat(inner, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = inner
+    return found
+
+
+def _name(route: Mapping[str, Any]) -> str:
+    match = route["match"]
+    return f"model {match['model']}" if match.get("model") else f"service {match['service']}"

@@ -1,0 +1,100 @@
+"""What differs between two policies, and what identifies one."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiflow_router.config.config import Config
+from aiflow_router.config.file import differing, parse, parse_policy
+from aiflow_router.policy.edition import edition
+from aiflow_router.policy.view import COLUMNS, difference, rows
+
+A, B = "{match: {model: a}, timeout: 2s}", "{match: {service: b.B}}"
+
+
+def of(text: str) -> dict[str, object]:
+    found = edition(parse_policy(text), source="admin", origin="", since_s=0.0)
+    document: dict[str, object] = json.loads(found.text)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        pytest.param(f"routes: [{A}]", f"routes: [{A}]", [], id="nothing where all is the same"),
+        pytest.param(
+            f"routes: [{A}, {B}]", f"routes: [{B}, {A}]", [], id="nor where the order is another"
+        ),
+        pytest.param(f"routes: [{A}]", f"routes: [{A}, {B}]", ["+ service b.B"], id="a new route"),
+        pytest.param(f"routes: [{A}]", "routes: []", ["- model a"], id="a route less"),
+        pytest.param(
+            f"routes: [{A}]",
+            "routes: [{match: {model: a}, timeout: 3s, hedge: {after: p95}, overload: {limit: 2}}]",
+            [
+                "~ model a",
+                "  + hedge.after: p95",
+                "  ~ overload.limit: 1024 -> 2",
+                "  ~ timeout: 2s -> 3s",
+            ],
+            id="settings of a route",
+        ),
+    ],
+)
+def test_a_difference(old: str, new: str, expected: list[str]) -> None:
+    lines = [f"{'  ' * line.depth}{line.sign} {line.text}" for line in difference(of(old), of(new))]
+    whole = lines[: len(expected)] if expected and expected[0].startswith("+") else lines
+    assert sorted(whole) == sorted(expected)
+
+
+def test_a_row_a_route() -> None:
+    text = f"routes: [{A}, {{match: {{model: c}}, overload: {{mode: off}}}}]"
+    found = rows(of(text))
+    assert found == [
+        ("model a", "2s", "2", "-", "least_request", "1024", "a"),
+        ("model c", "15s", "2", "-", "least_request", "-", "c"),
+    ]
+    assert len(COLUMNS) == len(found[0])
+
+
+ROUTES = st.lists(
+    st.fixed_dictionaries(
+        {"match": st.just(None), "timeout": st.sampled_from(["150ms", "2s", "1.5m"])},
+        optional={
+            "balance": st.sampled_from(["round_robin", "session"]),
+            "retry": st.fixed_dictionaries({"budget": st.integers(0, 100).map("{}%".format)}),
+            "hedge": st.sampled_from([{"after": "p95"}, {"after": "10ms"}]),
+            "overload": st.sampled_from(
+                [{"mode": "off"}, {"limit": "adaptive"}, {"limit": 3, "queue": 0}]
+            ),
+        },
+    ),
+    max_size=5,
+)
+
+
+@settings(deadline=None)
+@given(ROUTES)
+def test_the_text_of_a_policy_is_that_policy(routes: list[dict[str, object]]) -> None:
+    document = {
+        "routes": [{**route, "match": {"model": f"m{n}"}} for n, route in enumerate(routes)]
+    }
+    one = edition(parse_policy(json.dumps(document)), source="file", origin="", since_s=0.0)
+    again = edition(parse_policy(one.text), source="admin", origin="x", since_s=1.0)
+    assert (again.version, again.text, again.policies) == (one.version, one.text, one.policies)
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        pytest.param("routes: [{match: {model: a}}]", [], id="routes may change"),
+        pytest.param("zone: a", ["zone"], id="a key at the top"),
+        pytest.param(
+            "listen: {workers: 2, grpc: '1:1'}", ["listen.grpc", "listen.workers"], id="2"
+        ),
+        pytest.param("policy: {consul_kv: {key: a}}", ["policy.consul_kv"], id="where it is from"),
+    ],
+)
+def test_what_differs_beside_the_policy(text: str, keys: list[str]) -> None:
+    assert differing(Config(), parse(text)) == keys
