@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload bench-discovery bench-policy soak protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload bench-discovery bench-policy drill soak protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-policy: $(READY) ## measure how long a change of 1,000 routes holds the ca
 
 bench-overload: $(READY) ## measure what a limit saves of an overloaded backend
 	$(BIN)/python benchmarks/overload.py
+
+drill: $(READY) ## ten minutes of operations under traffic, in which no call may fail
+	$(BIN)/python benchmarks/drill.py
 
 soak: $(READY) ## ten minutes of mixed load: memory and descriptors must stay as they are
 	$(BIN)/python benchmarks/soak.py

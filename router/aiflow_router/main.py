@@ -19,6 +19,7 @@ from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
+from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.health_check import HealthChecks
 from aiflow_router.forwarding.kinds import Kinds
@@ -31,7 +32,17 @@ from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
-from aiflow_router.rpc import health, http, inside, listener, oip, policy, reflection, registry
+from aiflow_router.rpc import (
+    explain,
+    health,
+    http,
+    inside,
+    listener,
+    oip,
+    policy,
+    reflection,
+    registry,
+)
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
 from aiflow_router.rpc.shadow import Shadows
@@ -115,6 +126,14 @@ async def serving(
                 **registering,
                 **administering,
                 **reflection.handlers(front),
+                **_explaining(
+                    front,
+                    catalog=catalog,
+                    loads=loads,
+                    kinds=kinds,
+                    journal=journal,
+                    shared=shared,
+                ),
             },
             kinds=kinds,
             elsewhere=frozenset({health.SERVICE}),
@@ -145,7 +164,14 @@ async def serving(
         else:
             port = int(grpc_address.rpartition(":")[2])
             http_address = await _listen_inside(
-                stack, app, shared, port=port, census=census, loads=loads, metrics=metrics
+                stack,
+                app,
+                shared,
+                port=port,
+                census=census,
+                loads=loads,
+                journal=journal,
+                metrics=metrics,
             )
         await server.start()
         _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -189,6 +215,7 @@ async def _listen_inside(
     port: int,
     census: Census,
     loads: Loads,
+    journal: Journal,
     metrics: Metrics,
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
@@ -200,6 +227,7 @@ async def _listen_inside(
         policies=shared.policies,
         census=census,
         loads=loads,
+        journal=journal,
         stop_listening=lambda index, of: listener.stop_listening(port, index=index, of=of),
         end_steering=lambda: listener.end_steering(port),
         leave=shared.leave,
@@ -305,6 +333,27 @@ def _registering(
     catalog.follow(watchers.follow)
     own = registry.Registry(catalog=catalog, seen=seen, shown=catalog.shown)
     return watchers, registry.handlers(front, registry=own, watchers=watchers)
+
+
+def _explaining(
+    front: Front,
+    *,
+    catalog: Catalog | Mirror,
+    loads: Loads,
+    kinds: Kinds,
+    journal: Journal,
+    shared: Shared | None,
+) -> registry.Handlers:
+    explainer = Explainer(
+        table=front.table,
+        snapshot=lambda: catalog.snapshot,
+        loads=loads,
+        kinds=kinds,
+        clock=_CLOCK,
+    )
+    if shared is None:
+        return explain.handlers(front, explainer=explainer, journal=journal)
+    return explain.shared(front, explainer=explainer, owner=shared.owner, worker=shared.name)
 
 
 def _stops(metrics: Metrics) -> OnStop:

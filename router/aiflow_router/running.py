@@ -34,6 +34,7 @@ class Shared:
     """What a router has that is one of several processes at one address.
 
     Attributes:
+        name: its own among them.
         mirror: the catalog, as its owner tells it.
         policies: the policy, as its owner tells it.
         owner: answers RegistryService and PolicyService.
@@ -43,6 +44,7 @@ class Shared:
         lost: times that it was lost.
     """
 
+    name: str
     mirror: Mirror
     policies: Policies
     owner: grpc.aio.Channel

@@ -161,6 +161,13 @@ class Filling:
         if (fill := self.fills.get(load)) is not None:
             fill.answered(outcome=outcome, took_s=took_s, now_s=now_s)
 
+    def expected_s(self, load: Load, now_s: float) -> float | None:
+        """When a call that came now is expected to be answered; None where nothing was measured."""
+        fill = self.fills.get(load)
+        if fill is None:
+            return None
+        return fill.expected_s(min(len(fill.waiting), load.inflight), now_s) or None
+
     def _before(self, one: Load, other: Load) -> bool:
         ranks = self.fills[one].rank, self.fills[other].rank
         return (one.inflight, ranks[0]) < (other.inflight, ranks[1])

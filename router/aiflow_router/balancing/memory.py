@@ -61,6 +61,13 @@ class Memory:
         if known is not None:
             self.times[load] = known
 
+    def expected_s(self, load: Load, now_s: float) -> float | None:
+        """When its next answer is expected, where the strategy keeps count; None where unknown."""
+        if self.filling is not None:
+            return self.filling.expected_s(load, now_s)
+        known = self.times.get(load)
+        return None if known is None else known.now(now_s)
+
 
 class Asked(Protocol):
     """What a strategy may know of the call beside its endpoints."""

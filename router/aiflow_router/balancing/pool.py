@@ -48,6 +48,22 @@ class Preference:
     slow_start_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What a pool would pick from.
+
+    Attributes:
+        fit: these; none is fit in a panic, when all are used.
+        due: those whose ejection is over: each gets the next call, and with it its trial.
+        slow_start_s, zone: what makes some of the fit ones preferred.
+    """
+
+    fit: frozenset[Load]
+    due: frozenset[Load]
+    slow_start_s: float
+    zone: str
+
+
 class Pool:
     """Made anew with the catalog's snapshot; what lasts is in the loads.
 
@@ -89,6 +105,17 @@ class Pool:
         if now_s >= self._next_s or self._seen != self._changes.count:
             self._refresh(now_s)
         return any(load not in tried for load in self._fit or self._loads)
+
+    def outlook(self, now_s: float) -> Outlook:
+        """Who may be picked now; picks nobody."""
+        if now_s >= self._next_s or self._seen != self._changes.count:
+            self._refresh(now_s)
+        return Outlook(
+            fit=frozenset(self._fit),
+            due=frozenset(self._due),
+            slow_start_s=self._preference.slow_start_s,
+            zone=self._preference.zone,
+        )
 
     def panics(self, now_s: float) -> bool:
         """Whether none is fit, so that all are used."""

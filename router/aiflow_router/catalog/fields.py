@@ -15,6 +15,7 @@ MAX_TEXT = 128
 # What the router answers itself under the same names, so no endpoint can take it over.
 OWN_SERVICES = frozenset(
     {
+        "aiflow.admin.v1.ExplainService",
         "aiflow.admin.v1.PolicyService",
         "aiflow.registry.v1.RegistryService",
         "grpc.health.v1.Health",

@@ -10,6 +10,7 @@ from aiflow_router.balancing.memory import Memory
 from aiflow_router.forwarding.metadata import SESSION, Pairs
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import Budget
+from aiflow_router.telemetry.trail import Note
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +29,9 @@ class Call:
         sent: a backend may have begun to work on it.
         most: endpoints that may be tried; None: as many as the plan says.
         paid_by: the budget that its retries are taken from; None: the plan's.
+        sent_s: when the attempt that is on its way began.
+        because: why that one is made; empty for the first.
+        notes: what went on, from the first attempt on that did not go well; None until then.
     """
 
     method: str
@@ -39,6 +43,9 @@ class Call:
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)
     backend_s: float = 0.0
+    sent_s: float = 0.0
+    because: str = ""
+    notes: list[Note] | None = None
     sent: bool = False
     most: int | None = None
     paid_by: Budget | None = None
@@ -82,6 +89,27 @@ class Call:
         if not self.elsewhere(now_s):
             return self.deadline_s
         return min(self.deadline_s, now_s + retry.per_try_timeout_s)
+
+    def attempted(self, outcome: str, now_s: float) -> None:
+        """Notes how the attempt ended. Not to be asked for of a first one that went well."""
+        self._note(
+            Note(
+                at_s=self.sent_s,
+                took_s=now_s - self.sent_s,
+                endpoint=self.served_by(),
+                outcome=outcome,
+                because=self.because,
+            )
+        )
+
+    def decided(self, what: str, now_s: float) -> None:
+        """Notes what was decided about further attempts."""
+        self._note(Note(at_s=now_s, because=what))
+
+    def _note(self, note: Note) -> None:
+        if self.notes is None:
+            self.notes = []
+        self.notes.append(note)
 
     def served_by(self) -> str:
         """The model (else the backend) and the address; empty before the first pick."""

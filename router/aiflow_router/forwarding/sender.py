@@ -99,6 +99,7 @@ class Sender:
                 break
             load = call.load = plan.pick(untried, self._rng, now_s, call)
             call.attempts += 1
+            call.sent_s = now_s
             link = self._links[load.endpoint.address]
             load.inflight += 1
             link.calls += 1
@@ -117,6 +118,7 @@ class Sender:
                 raise failures.deadline_exceeded(call)
             load.refused(now_s=self.clock())
             call.tried.append(load)
+            call.because = "no connection to the one before"
         if plan.retry.shadow:
             self._would_retry(call, "unreachable")
         raise failures.no_endpoint(call)
@@ -129,6 +131,8 @@ class Sender:
         link.call_ended()
         if took_s is not None and call.plan.memory.timed:
             self.answered(call, outcome, took_s=took_s)
+        if outcome != "OK" or call.notes is not None:
+            call.attempted(outcome, self.clock())
         self._outliers.ended(load, outcome)
         self._journal.attempted(load.endpoint.backend, outcome)
 
@@ -188,7 +192,9 @@ class Sender:
             if first.done() or call.load is None or not self._may_hedge(call):
                 return await first
             call.tried.append(call.load)
-            other = replace(call, attempts=0, most=1)
+            call.decided(f"no answer for {delay_s:.3g} s: another one is asked too", self.clock())
+            # With the notes of this one: the list is the same.
+            other = replace(call, attempts=0, most=1, because="hedge")
             second = asyncio.create_task(self._tried(other, request, may_repeat))
             won = await _first_good(first, second)
         finally:
@@ -225,6 +231,7 @@ class Sender:
         if call.budget.take():
             return True
         self._metrics.hedges(call.plan.name, "over_budget")()
+        call.decided("not hedged: the retry budget is used up", self.clock())
         return False
 
     async def _tried(self, call: Call, request: bytes, may_repeat: MayRepeat) -> Answer:
@@ -301,21 +308,26 @@ class Sender:
             said = failures.deadline_exceeded(call)
         unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
         if not (unavailable or failed.late) or not may_repeat(request):
+            if unavailable or failed.late:
+                call.decided("not retried: this call must not be sent twice", self.clock())
             raise said from error
         pause_s = failures.pushback_s(error)
         if pause_s is None:
             # A broken connection says nothing of how busy the others are.
             pause_s = 0.0 if lost else backoff_s(call.attempts, self._rng)
         elif pause_s < 0:
+            call.decided("not retried: the backend asks for none, or not so soon", self.clock())
             raise said from error
         if call.load is not None:
             call.tried.append(call.load)
         if call.plan.retry.shadow:
             self._would_retry(call, "unavailable")
         if not call.another():
+            call.decided("not retried: no attempt or no endpoint is left", self.clock())
             raise (failures.no_endpoint(call) if lost else said) from error
         if not await self._paused(call, pause_s):
             raise said from error
+        call.because = f"retry of {'PER_TRY_TIMEOUT' if failed.late else error.code().name}"
         return None if lost else said
 
     def _would_retry(self, call: Call, reason: str) -> None:
@@ -341,6 +353,8 @@ class Sender:
             waited, pause_s = True, backoff_s(1, self._rng)
         if waited:
             self._metrics.budget_spent(call.plan.name)()
+        why = "the retry budget is used up" if waited else "its deadline is too near"
+        call.decided(f"not retried: {why}", self.clock())
         return False
 
 

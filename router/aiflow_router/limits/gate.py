@@ -43,6 +43,21 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What a call would meet at the gate.
+
+    Attributes:
+        ahead: calls that wait and would go in before it.
+        wait_s: how long it would wait, by estimate; 0 where there is room, or nothing was measured.
+        refusal: why it would not get in; with `shadow` only counted.
+    """
+
+    ahead: int
+    wait_s: float
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """The settings of a gate; they may change while calls are inside.
 
@@ -125,6 +140,10 @@ class Gate:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def adaptive(self) -> bool:
+        return self._gradient is not None
+
     def try_enter(self) -> bool:
         """Whether the call is in; all that a call costs here while there is room."""
         if self.inflight < self.limit:
@@ -167,6 +186,25 @@ class Gate:
             last.refusal = self._refuse(last, "OVERLOADED", self.queue)
             last.wake()
         return ticket
+
+    def outlook(self, *, priority: str, deadline_s: float, now_s: float) -> Outlook:
+        """What a call that came now would meet; nothing is counted."""
+        level = PRIORITIES.index(priority) if priority in PRIORITIES else 1
+        if self.inflight < self.limit and not self._waiting:
+            return Outlook(ahead=0, wait_s=0.0)
+        ticket = Ticket(priority=level, joined_s=now_s, deadline_s=deadline_s)
+        ticket.order = (self._joined + level * max(1, self.queue), self._joined)
+        ahead = bisect_left(self._waiting, ticket.order, key=_order)
+        if self.shadow:
+            ahead = max(0, self.inflight - self.limit)
+        reason: Reason | None = None
+        if ahead >= self.queue:
+            reason = "OVERLOADED"
+        elif self._too_late(ahead, ticket, now_s):
+            reason = "DEADLINE_UNREACHABLE"
+        wait_s = self._wait_s(ahead)
+        refusal = None if reason is None else self._refusal(reason, wait_s)
+        return Outlook(ahead=ahead, wait_s=wait_s, refusal=refusal)
 
     def leave(self, end: End, took_s: float, now_s: float) -> None:
         """A call that was inside ended so, after `took_s` at the backend."""
@@ -222,7 +260,9 @@ class Gate:
     def _refuse(self, ticket: Ticket, reason: Reason, ahead: int) -> Refusal:
         counts = self.would_refuse if self.shadow else self.refused
         counts[PRIORITIES[ticket.priority], reason] += 1
-        wait_s = self._wait_s(ahead)
+        return self._refusal(reason, self._wait_s(ahead))
+
+    def _refusal(self, reason: Reason, wait_s: float) -> Refusal:
         retry_after_s = -1.0
         if reason == "OVERLOADED":
             # By then who waits now is in; spread, or all would come back at once.

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -16,11 +17,12 @@ import orjson
 import structlog
 from google.protobuf.message import DecodeError, Message
 
+from aiflow.admin.v1 import explain_pb2
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.policy.desk import Desk
 from aiflow_router.processes.child import Child
-from aiflow_router.rpc import policy
+from aiflow_router.rpc import explain, policy
 from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
 from aiflow_router.rpc.visit import Context
 from aiflow_router.rpc.watch import Watchers
@@ -56,10 +58,12 @@ class Owner:
     @asynccontextmanager
     async def listening(self, path: Path) -> AsyncIterator[None]:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        replays = {"Replay": (explain_pb2.ReplayRequest, self._replay)}
         server.add_generic_rpc_handlers(
             (
                 _handler(SERVICE, self._registry.works(), WATCH, self._watchers.changes),
                 _handler(policy.SERVICE, self._policy_works(), policy.WATCH, self._policy.changes),
+                _handler(explain.SERVICE, replays),
             )
         )
         server.add_insecure_port(f"unix:{path}")
@@ -83,6 +87,23 @@ class Owner:
     async def _policy_everywhere(self, number: int) -> None:
         """Returns when every worker goes by the change; see CONFIRMED_WITHIN_S."""
         await self._asked(f"/policy/{number}", "the policy")
+
+    async def _replay(self, request: explain_pb2.ReplayRequest) -> bytes:
+        """What the workers remember of the calls with one id."""
+        children = self._children()
+        path = f"/trail?request_id={quote(request.request_id, safe='')}"
+        answers = await asyncio.gather(*(child.ask(path) for child in children))
+        traces: list[explain_pb2.Trace] = []
+        for child, answer in zip(children, answers, strict=True):
+            for trace in explain_pb2.ReplayResponse.FromString(answer or b"").traces:
+                trace.worker = child.name
+                traces.append(trace)
+        silent = [
+            child.name for child, answer in zip(children, answers, strict=True) if answer is None
+        ]
+        if silent:
+            _log.warning("workers were not heard about a call", workers=silent)
+        return explain.found(traces, request.request_id)
 
     async def _shown(self, key: Key) -> None:
         """Returns when every worker has what was last said of `key`; see CONFIRMED_WITHIN_S."""
@@ -133,8 +154,24 @@ class Owner:
 
 
 def _handler(
-    service: str, works: Works, watch: str, changes: Callable[[], AsyncIterator[bytes]]
+    service: str,
+    works: Works,
+    watch: str = "",
+    changes: Callable[[], AsyncIterator[bytes]] | None = None,
 ) -> grpc.GenericRpcHandler:
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        name: grpc.unary_unary_rpc_method_handler(_answering(kind, work))
+        for name, (kind, work) in works.items()
+    }
+    if changes is not None:
+        name = watch.rpartition("/")[2]
+        methods[name] = grpc.unary_stream_rpc_method_handler(_watching(changes))
+    return grpc.method_handlers_generic_handler(service, methods)
+
+
+def _watching(
+    changes: Callable[[], AsyncIterator[bytes]],
+) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def watched(_: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
             async for change in changes():
@@ -142,12 +179,7 @@ def _handler(
         except errors.AiflowError as error:
             await _abort(context, error)
 
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        name: grpc.unary_unary_rpc_method_handler(_answering(kind, work))
-        for name, (kind, work) in works.items()
-    }
-    methods[watch.rpartition("/")[2]] = grpc.unary_stream_rpc_method_handler(watched)
-    return grpc.method_handlers_generic_handler(service, methods)
+    return watched
 
 
 def _answering(

@@ -91,6 +91,7 @@ async def run(folder: Path, name: str, config: Config) -> int:
                 await following.began.wait()
                 await following_policy.began.wait()
             shared = Shared(
+                name=name,
                 mirror=mirror,
                 policies=policies,
                 owner=owner,

@@ -225,6 +225,9 @@ class Names:
             else:
                 self._left_at_s[name] = now_s
 
+    def policy(self, name: str) -> Policy | None:
+        return self._policies.get(name)
+
     def knows(self, name: str) -> bool:
         return (
             name in self.catalogued

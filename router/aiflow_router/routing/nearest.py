@@ -18,7 +18,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         return []
     # And some 10 us a name, all of it while no other call moves on: of many names only those are
     # compared that begin or end as this one does, which is where typing errors mostly are not.
-    alike = list(itertools.islice(known, MAX_LOOKED_AT))
+    alike = list(dict.fromkeys(itertools.islice(known, MAX_LOOKED_AT)))
     if len(alike) > MAX_COMPARED:
         start, end = name[:ALIKE], name[-ALIKE:]
         alike = [other for other in alike if other.startswith(start) or other.endswith(end)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from aiflow_router.caching.cache import CacheRule
 from aiflow_router.forwarding.retry import RetryPolicy
@@ -11,6 +12,8 @@ from aiflow_router.limits.overload import DEFAULT, Overload
 from aiflow_router.routing.fallback import Fallback
 from aiflow_router.routing.shadow import ShadowRule
 from aiflow_router.routing.split import Split
+
+Kind = Literal["model", "service"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import Gates
 from aiflow_router.routing.course import Course, courses
 from aiflow_router.routing.names import GatedPlan, Names
-from aiflow_router.routing.policy import Policies, Policy
+from aiflow_router.routing.policy import Kind, Policies, Policy
 from aiflow_router.routing.split import OnStop, nobody_told
 from aiflow_sdk import errors
 
@@ -134,6 +134,17 @@ class Table:
         if plan is not None:
             return plan
         raise self._services.missing(name)
+
+    def policy(self, kind: Kind, name: str) -> Policy | None:
+        """The policy of the route that matches `name`; None where the default applies."""
+        return self._names(kind).policy(name)
+
+    def found(self, kind: Kind, name: str) -> GatedPlan:
+        """The plan of a model or a service. Raises as `model` and `service`."""
+        return self.model(name) if kind == "model" else self.service(name)
+
+    def _names(self, kind: Kind) -> Names:
+        return self._models if kind == "model" else self._services
 
     def every_oip(self) -> tuple[Plan, ...]:
         """One plan for each endpoint that speaks the Open Inference Protocol."""

@@ -26,6 +26,7 @@ from aiflow_router.routing.table import GatedPlan
 from aiflow_router.rpc.detour import Detour
 from aiflow_router.rpc.inference import infer
 from aiflow_router.rpc.visit import Context, Front, Visit
+from aiflow_router.telemetry.trail import Note
 from aiflow_sdk import errors, status
 
 # The loop's timers and the transport's deadline are rounded differently.
@@ -205,6 +206,7 @@ class _Way:
                 followers=sum(map(self._front.table.serves, self._chain[self._at + 1 :])),
             )
             self._due_s = min(self._due_s, due)
+        detour = self._visit.detour
         self._call = self._visit.call = Call(
             method=self._visit.method,
             plan=plan,
@@ -213,6 +215,8 @@ class _Way:
             timed_here=self._due_s < self._callers_s,
             most=1 + min(self._tries_left, plan.retry.attempts - 1),
             paid_by=self._course.budget,
+            because="" if detour is None else "fallback",
+            notes=None if detour is None else detour.notes,
         )
         return self._call
 
@@ -268,6 +272,8 @@ class _Way:
         if visit.detour is None:
             visit.detour = Detour()
         visit.detour.left(self._call, reason)
+        note = Note(at_s=now_s, because=f"{from_} did not answer ({reason}): {to} is asked")
+        visit.detour.notes.append(note)
         visit.call = None
         self._at += 1
         return True

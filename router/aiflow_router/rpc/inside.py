@@ -8,11 +8,14 @@ from collections.abc import Awaitable, Callable, Iterable
 import orjson
 from aiohttp import web
 
+from aiflow.admin.v1 import explain_pb2
 from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.endpoint import Endpoint, State
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.policy.policies import Policies
+from aiflow_router.rpc.explain import traces
+from aiflow_router.telemetry.journal import Journal
 
 # [backend, address, state, calls in flight]
 Doing = tuple[str, str, int, int]
@@ -29,14 +32,16 @@ def add_routes(
     policies: Policies,
     census: Census,
     loads: Loads,
+    journal: Journal,
     stop_listening: StopListening,
     end_steering: Callable[[], None],
     leave: asyncio.Event,
 ) -> None:
     """GET /version/N returns once the catalog here is at N, GET /policy/N once the policy is.
 
-    GET /endpoints lists those that are not just ready and idle. POST /leave/INDEX/OF returns once
-    nobody listens here, and sets `leave`; then GET /others-left is asked of another worker.
+    GET /endpoints lists those that are not just ready and idle. GET /trail?request_id=ID tells what
+    became of the calls with this id, as a serialized ReplayResponse. POST /leave/INDEX/OF returns
+    once nobody listens here, and sets `leave`; then GET /others-left is asked of another worker.
     """
 
     async def version(request: web.Request) -> web.Response:
@@ -51,6 +56,10 @@ def add_routes(
         listed = (entry.endpoint for entry in mirror.snapshot.entries.values())
         return web.Response(body=orjson.dumps(list(_doing(listed, census, loads))))
 
+    async def trail(request: web.Request) -> web.Response:
+        found = traces(journal, request.query["request_id"])
+        return web.Response(body=explain_pb2.ReplayResponse(traces=found).SerializeToString())
+
     async def leaves(request: web.Request) -> web.Response:
         await stop_listening(int(request.match_info["index"]), int(request.match_info["of"]))
         leave.set()
@@ -64,6 +73,7 @@ def add_routes(
     app.router.add_get("/version/{version}", version)
     app.router.add_get("/policy/{number}", policy)
     app.router.add_get("/endpoints", endpoints)
+    app.router.add_get("/trail", trail)
     app.router.add_post("/leave/{index}/{of}", leaves)
 
 

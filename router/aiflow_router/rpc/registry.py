@@ -24,6 +24,7 @@ SERVICE = "aiflow.registry.v1.RegistryService"
 DEFAULT_TTL_MS = 2000
 MIN_TTL_MS = 500
 MAX_TTL_MS = 60_000
+LIST = f"/{SERVICE}/ListEndpoints"
 WATCH = f"/{SERVICE}/WatchEndpoints"
 # The owner is a process on this machine; one that hangs must not hang the caller.
 RELAY_WITHIN_S = 5.0
@@ -41,26 +42,28 @@ Seen = Callable[[Endpoint], tuple[State, int]]
 
 def handlers(front: Front, *, registry: Registry, watchers: Watchers) -> Handlers:
     """The handlers by full method, of a router that has the catalog itself."""
-    works = {name: _typed(kind, work) for name, (kind, work) in registry.works().items()}
+    works = {name: typed(kind, work) for name, (kind, work) in registry.works().items()}
     return _handlers(front, works, watchers.handle)
 
 
 def relayed(front: Front, *, owner: grpc.aio.Channel, relays: Relays) -> Handlers:
     """The same for a router whose catalog is a mirror: its `owner` decides and answers."""
-
-    def relay(name: str) -> Unary:
-        # Raw bytes; the stubs infer Never from the missing serializers.
-        ask: Any = owner.unary_unary(f"/{SERVICE}/{name}")
-
-        async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
-            answer: bytes = await ask(request, timeout=RELAY_WITHIN_S)
-            context.set_trailing_metadata(visit.trailers())
-            return answer
-
-        return raw
-
     names = ("Register", "Renew", "Deregister", "ListEndpoints")
-    return _handlers(front, {name: relay(name) for name in names}, relays.handle)
+    works = {name: relay(owner, f"/{SERVICE}/{name}") for name in names}
+    return _handlers(front, works, relays.handle)
+
+
+def relay(owner: grpc.aio.Channel, method: str) -> Unary:
+    """The work of a unary method that the owner does."""
+    # Raw bytes; the stubs infer Never from the missing serializers.
+    ask: Any = owner.unary_unary(method)
+
+    async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
+        answer: bytes = await ask(request, timeout=RELAY_WITHIN_S)
+        context.set_trailing_metadata(visit.trailers())
+        return answer
+
+    return raw
 
 
 def _handlers(front: Front, works: Mapping[str, Unary], watch: Stream) -> Handlers:
@@ -78,7 +81,9 @@ def _handlers(front: Front, works: Mapping[str, Unary], watch: Stream) -> Handle
     return found
 
 
-def _typed(kind: type[M], work: Callable[[M], Awaitable[bytes]]) -> Unary:
+def typed(kind: type[M], work: Callable[[M], Awaitable[bytes]]) -> Unary:
+    """The work of a unary method that takes a message of `kind`."""
+
     async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
         try:
             message = kind.FromString(request)

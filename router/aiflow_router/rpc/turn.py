@@ -10,6 +10,7 @@ import grpc.aio
 
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate, Refusal
+from aiflow_router.limits.refusal import error_of, too_late
 from aiflow_sdk import errors
 
 # The transport ends a call a little before or after our own clock says that it is due.
@@ -38,7 +39,7 @@ async def take_turn(
     joined_s = clock()
     ticket = gate.join(priority=priority, deadline_s=deadline_s, now_s=joined_s)
     if isinstance(ticket, Refusal):
-        raise _refused(ticket, name)
+        raise error_of(ticket, name)
     if ticket.entered:
         return 0.0
     woken = asyncio.get_running_loop().create_future()
@@ -51,14 +52,14 @@ async def take_turn(
         late = now_s >= deadline_s - _CLOCK_SLACK_S
         gate.give_up(ticket, "DEADLINE_EXCEEDED" if late else "OVERLOADED", now_s)
         if late or ticket.refusal is None:
-            raise _too_late(name) from None
+            raise too_late(name) from None
     except BaseException:
         now_s = clock()
         late = now_s >= deadline_s - _CLOCK_SLACK_S
         gate.give_up(ticket, "DEADLINE_EXCEEDED" if late else "CANCELLED", now_s)
         raise
     if ticket.refusal is not None:
-        raise _refused(ticket.refusal, name)
+        raise error_of(ticket.refusal, name)
     return clock() - joined_s
 
 
@@ -72,30 +73,3 @@ def how_it_ended(error: BaseException, *, deadline_s: float, now_s: float) -> En
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return End.TIMED_OUT
     return End.OTHER
-
-
-def _refused(refusal: Refusal, name: str) -> errors.AiflowError:
-    metadata = {"name": name, "waiting": str(refusal.waiting)}
-    if refusal.reason == "DEADLINE_EXCEEDED":
-        return _too_late(name)
-    if refusal.reason == "DEADLINE_UNREACHABLE":
-        return errors.DeadlineUnreachableError(
-            f'"{name}" is busy: this call would have waited about {refusal.wait_s:.2g} s and could '
-            "not have been answered before its deadline: allow a longer deadline, or call less",
-            retry_after_s=-1.0,
-            metadata=metadata,
-        )
-    return errors.OverloadedError(
-        f'"{name}" has as many calls as it can take and {refusal.waiting} waiting: try again in '
-        f"{refusal.retry_after_s:.2g} s, or add endpoints",
-        retry_after_s=refusal.retry_after_s,
-        metadata=metadata,
-    )
-
-
-def _too_late(name: str) -> errors.DeadlineExceededError:
-    return errors.DeadlineExceededError(
-        f'"{name}" is busy: the deadline passed before it was this call\'s turn: allow a longer '
-        "one, or raise the `timeout` of its route in the router's aiflow.yaml",
-        metadata={"name": name},
-    )

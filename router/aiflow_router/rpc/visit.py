@@ -330,6 +330,7 @@ class Front:
 
     async def _turn(self, visit: Visit, gate: Gate, call: Call, *, patience_s: float) -> None:
         priority = next((str(value) for name, value in call.onward if name == PRIORITY), "")
+        joined_s = self._clock()
         try:
             waited_s = await take_turn(
                 gate,
@@ -339,8 +340,10 @@ class Front:
                 patience_s=patience_s,
                 clock=self._clock,
             )
-        except errors.AiflowError:
-            visit.call = None  # It went nowhere: the router answers.
+        except BaseException as error:
+            visit.queued_s = self._clock() - joined_s
+            if isinstance(error, errors.AiflowError):
+                visit.call = None  # It went nowhere: the router answers.
             raise
         if waited_s:
             visit.queued_s += waited_s

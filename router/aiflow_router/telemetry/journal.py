@@ -7,21 +7,23 @@ calls in a row, which finds code and data in the processor's caches (docs/perfor
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from aiflow_router.telemetry import access
+from aiflow_router.telemetry import access, trail
 from aiflow_router.telemetry.metrics import Metrics
+from aiflow_router.telemetry.trail import Trail
 
 SETTLE_AFTER_S = 0.05
 # A millisecond's work on the event loop.
 SETTLE_AT = 128
 
 
-class Ended(access.Ended, Protocol):
-    """What is counted of a call beside what is logged."""
+class Ended(access.Ended, trail.Ended, Protocol):
+    """What is counted of a call beside what is logged and kept."""
 
     @property
     def label(self) -> str:
@@ -41,9 +43,13 @@ class Journal:
 
     Args:
         write: takes the lines of the access log.
+
+    Attributes:
+        trail: what became of the newest of them.
     """
 
     def __init__(self, *, metrics: Metrics, write: Callable[[bytes], object]) -> None:
+        self.trail = Trail()
         self._metrics = metrics
         self._write = write
         self._loop = asyncio.get_running_loop()
@@ -76,12 +82,20 @@ class Journal:
         requests = Counter((call.tenant, call.label, call.code) for call in ended)
         for (tenant, label, code), count in requests.items():
             metrics.requests(tenant, label, code)(count)
+        overheads_s: list[float | None] = []
         for call in ended:
             metrics.duration(call.label)(call.duration_s)
-            if (overhead_s := call.overhead_s) is not None:
+            overhead_s = call.overhead_s
+            overheads_s.append(overhead_s)
+            if overhead_s is not None:
                 metrics.overhead(overhead_s)
         # The loop's clock counts from an arbitrary moment.
         began_s = time.time() - self._loop.time()
         logged = [call for call in ended if not (call.quiet and call.code == "OK")]
+        if len(logged) < len(ended):
+            loud = [not (call.quiet and call.code == "OK") for call in ended]
+            overheads_s = list(itertools.compress(overheads_s, loud))
         if logged:
-            self._write(b"".join(access.line(call, began_s=began_s) for call in logged))
+            lines = [access.line(call, began_s=began_s) for call in logged]
+            self._write(b"".join(lines))
+            self.trail.keep(logged, overheads_s, lines)

@@ -15,6 +15,7 @@ _KNOWN = {
     "call": ("Call any method of a typed service.", ""),
     "canary": ("Give a model's new version more of its calls.", ""),
     "check": ("Check a configuration file.", "router"),
+    "explain": ("Show what the router would do with a call, or did.", ""),
     "infer": ("Ask a model.", ""),
     "policy": ("See and change the routes of a running router.", "router"),
     "router": ("Run the router.", "router"),

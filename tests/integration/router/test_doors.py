@@ -16,7 +16,7 @@ from integration.router.kit import backend, echo, infer, mesh, until
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.forwarding.kinds import REFLECTION
-from aiflow_router.rpc import health, oip, policy, registry
+from aiflow_router.rpc import explain, health, oip, policy, registry
 from aiflow_sdk import errors, status
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -26,7 +26,7 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 def test_the_routers_own_services_are_reserved() -> None:
     asked = {method[1:].partition("/")[0] for method in REFLECTION}
-    services = {health.SERVICE, oip.SERVICE, policy.SERVICE, registry.SERVICE, *asked}
+    services = {s.SERVICE for s in (explain, health, oip, policy, registry)} | asked
     assert services == OWN_SERVICES
 
 
@@ -232,6 +232,7 @@ async def test_one_log_line_a_request_says_how_it_went() -> None:
             "model": "m",
             "method": "/inference.GRPCInferenceService/ModelInfer",
             "endpoint": f"m@{server.address}",
+            "fallback": "",
             "attempts": 1,
             "code": "OK",
             "reason": "",

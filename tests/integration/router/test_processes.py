@@ -21,6 +21,7 @@ import pytest
 from integration.router.kit import Seen, backend
 from prometheus_client.parser import text_string_to_metric_families
 
+from aiflow.admin.v1 import explain_pb2, explain_pb2_grpc
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
 from aiflow_sdk import errors, status
 
@@ -228,6 +229,61 @@ async def test_a_registration_is_seen_by_every_worker_and_the_view_is_one(tmp_pa
             assert await running.metric("aiflow_inflight backend=b") == len(channels)
             go_on.set()
             assert await asyncio.gather(*held) == [b"done"] * len(channels)
+
+
+async def test_a_call_is_replayed_by_any_worker_and_endpoints_are_seen_by_all(
+    tmp_path: Path,
+) -> None:
+    config = TWO.replace("max_connection_age: 1s, ", "")
+    go_on = asyncio.Event()
+
+    async def wait(seen: Seen, context: Any) -> None:
+        seen.messages.append(await context.read())
+        await go_on.wait()
+        await context.write(b"done")
+
+    async with (
+        backend(Wait=wait) as server,
+        router(tmp_path, config) as running,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        channels: list[Any] = [await stack.enter_async_context(running.channel())]
+        await register(channels[0], server.address)
+
+        async def both_are_met() -> bool:
+            channels.append(await stack.enter_async_context(running.channel()))
+            await echo(channels[-1])
+            return all(calls_at(worker, running.address) for worker in running.workers())
+
+        await until(both_are_met)
+        held = []
+        for i, channel in enumerate(channels):
+            metadata = [("x-request-id", f"call-{i}/+=@:")]
+            await channel.unary_unary("/a.Echo/Echo")(b"x", metadata=metadata)
+            held.append(channel.unary_unary("/a.Echo/Wait")(b"x"))
+        await until(lambda: sum(bool(s.messages) for s in server.seen) >= 2 * len(channels))
+
+        workers = set()
+        for channel in channels:
+            stub: Any = explain_pb2_grpc.ExplainServiceStub(channel)
+            told = await stub.Explain(explain_pb2.ExplainRequest(service="a.Echo"))
+            (endpoint,) = told.candidates[0].endpoints
+            assert endpoint.inflight_of_all == len(channels)
+            assert endpoint.inflight < len(channels)
+            assert endpoint.worst_state == registry_pb2.ENDPOINT_STATE_READY
+            answered = set()
+            for i in range(len(channels)):
+                answer = await stub.Replay(explain_pb2.ReplayRequest(request_id=f"call-{i}/+=@:"))
+                (trace,) = answer.traces
+                answered.add(trace.worker)
+            workers.add(told.worker)
+            assert len(answered) == 2
+            with pytest.raises(grpc.aio.AioRpcError) as unknown:
+                await stub.Replay(explain_pb2.ReplayRequest(request_id="nobody's"))
+            assert status.from_rpc_error(unknown.value).reason == "REQUEST_NOT_FOUND"
+        assert len(workers) == 2
+        go_on.set()
+        await asyncio.gather(*held)
 
 
 async def test_a_worker_that_hangs_holds_up_no_registration_for_long(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -304,3 +305,36 @@ class Calls(RuleBasedStateMachine):
 
 
 TestCalls = Calls.TestCase
+
+
+@given(
+    limit=st.integers(1, 3),
+    queue=st.integers(0, 3),
+    shadow=st.booleans(),
+    before=st.lists(st.sampled_from(PRIORITIES), max_size=8),
+    priority=st.sampled_from((*PRIORITIES, "")),
+    left_s=st.floats(0.0, 3.0),
+)
+def test_the_outlook_is_what_the_next_call_meets(
+    *, limit: int, queue: int, shadow: bool, before: list[str], priority: str, left_s: float
+) -> None:
+    one = gate(limit=limit, queue=queue, shadow=shadow)
+    one.try_enter()
+    one.leave(End.ANSWERED, 0.5, 0.0)
+    for earlier in before:
+        if not one.try_enter():
+            one.join(priority=earlier, deadline_s=FOREVER_S, now_s=0.0)
+    counted = one.refused + one.would_refuse
+    outlook = one.outlook(priority=priority, deadline_s=left_s, now_s=0.0)
+    assert one.refused + one.would_refuse == counted
+    if one.try_enter():
+        assert (outlook.refusal, outlook.wait_s) == (None, 0.0)
+        return
+    met = one.join(priority=priority, deadline_s=left_s, now_s=0.0)
+    foreseen = None if outlook.refusal is None else outlook.refusal.reason
+    if shadow:
+        assert foreseen == next((reason for _, reason in one.would_refuse - counted), None)
+    elif isinstance(met, Refusal):
+        assert (foreseen, outlook.wait_s) == (met.reason, met.wait_s)
+    else:
+        assert foreseen is None

@@ -28,6 +28,10 @@ class Call:
     reason: str = ""
     duration_s: float = 0.02
     ended_s: float = 0.0
+    detour: None = None
+    started_s: float = 0.0
+    queued_s: float = 0.0
+    call: None = None
 
 
 def counted(metrics: Metrics) -> dict[str, float]:
