@@ -35,6 +35,7 @@ def of(text: str) -> dict[str, object]:
             [
                 "~ model a",
                 "  + hedge.after: p95",
+                "  + hedge.mode: enforce",
                 "  ~ overload.limit: 1024 -> 2",
                 "  ~ timeout: 2s -> 3s",
             ],
