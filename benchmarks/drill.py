@@ -156,7 +156,7 @@ class Agent:
         async with asyncio.timeout(CONSUL_READY_S), Consul(self.address) as consul:
             while True:
                 with contextlib.suppress(ConsulError):
-                    if (await consul.get("/v1/health/service/consul")).body():
+                    if (await consul.get("/v1/health/service/consul")).body:
                         return
                 await asyncio.sleep(0.1)
 

@@ -21,7 +21,9 @@ CODE = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PAGES = README + (ROOT / "docs/command.md").read_text()
 COMMANDS = [
     command.replace("\\\n", "")
-    for command in re.findall(r"^    (aiflow (?!up|router)(?:\\\n|.)*)$", PAGES, re.MULTILINE)
+    for command in re.findall(
+        r"^    (aiflow (?!up|router|canary)(?:\\\n|.)*)$", PAGES, re.MULTILINE
+    )
 ]
 LINKS = re.findall(r"\]\(([^)#:]+)\)", README)
 
