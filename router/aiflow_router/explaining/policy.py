@@ -85,6 +85,13 @@ def _retry(subject: Subject) -> str:
     retry = subject.policy.retry
     if retry.attempts == 1:
         return "one attempt, no retry"
+    if retry.shadow:
+        return "shadow, so only counted: " + _retry_says(subject)
+    return _retry_says(subject)
+
+
+def _retry_says(subject: Subject) -> str:
+    retry = subject.policy.retry
     says = (
         f"up to {retry.attempts} endpoints: at once where no connection is made; {_again(subject)}"
     )
@@ -117,6 +124,12 @@ def _hedge(subject: Subject) -> str:
     policy = subject.policy
     if not policy.hedged:
         return "none"
+    says = _hedge_says(subject)
+    return f"shadow, so only counted: {says}" if policy.hedge_shadow else says
+
+
+def _hedge_says(subject: Subject) -> str:
+    policy = subject.policy
     if policy.hedge_after_s is not None:
         return f"another endpoint is asked after {seconds(policy.hedge_after_s)} without an answer"
     hedge = None if subject.plan is None else subject.plan.hedge
@@ -165,6 +178,27 @@ def _fallback(subject: Subject) -> str:
     return f"shadow, so only counted: {says}" if fallback.shadow else says
 
 
+def _cache(subject: Subject) -> str:
+    cache = subject.policy.cache
+    if cache is None:
+        return "none"
+    says = (
+        f"an answer is given again to the same tenant for an equal request within "
+        f"{seconds(cache.ttl_s)}; up to {cache.max_bytes / 2**20:.3g} MiB of answers are kept"
+    )
+    return f"shadow, so only counted: {says}" if cache.shadow else says
+
+
+def _shadow(subject: Subject) -> str:
+    shadow = subject.policy.shadow
+    if shadow is None:
+        return "none"
+    return (
+        f"{shadow.to} gets a copy of {shadow.share * 100:.3g}% of the calls, up to "
+        f"{shadow.max_in_flight} at once; its answers are compared and thrown away"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Topic:
     """`part` is the part of the policy it speaks of, to tell whether that is the default."""
@@ -181,6 +215,8 @@ TOPICS: Mapping[str, _Topic] = {
     "overload": _Topic(says=_overload, part=lambda policy: policy.overload),
     "split": _Topic(says=_split, part=lambda policy: policy.split),
     "fallback": _Topic(says=_fallback, part=lambda policy: policy.fallback),
+    "cache": _Topic(says=_cache, part=lambda policy: policy.cache),
+    "shadow": _Topic(says=_shadow, part=lambda policy: policy.shadow),
 }
 
 

@@ -40,9 +40,13 @@ def _row(route: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def candidates(route: Mapping[str, Any]) -> str:
-    """Who may answer, in order."""
+    """Who may answer, in order: "90 detector, 10 detector-v2 -> detector-lite"."""
     match = route["match"]
-    return str(match.get("model") or match.get("service"))
+    split, fallback = route.get("split") or {}, route.get("fallback") or {}
+    weights = split.get("weights", {}) if split.get("mode") != "off" else {}
+    first = ", ".join(f"{weight} {name}" for name, weight in weights.items())
+    then = fallback.get("to", ()) if fallback.get("mode") != "off" else ()
+    return " -> ".join((first or str(match.get("model") or match.get("service")), *then))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Line]:

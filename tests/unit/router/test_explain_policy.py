@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 from unit.router.loads import load
 
+from aiflow_router.caching.cache import CacheRule
 from aiflow_router.explaining.explanation import Question
 from aiflow_router.explaining.policy import Subject, lines
 from aiflow_router.forwarding.kinds import Method
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import Overload
 from aiflow_router.routing.policy import Policy
+from aiflow_router.routing.shadow import ShadowRule
 
 READS = Method(name="/a.B/Get", unary=True, repeatable=True)
 WRITES = Method(name="/a.B/Put", unary=True, repeatable=False)
 STREAMS = Method(name="/a.B/Watch", unary=False, repeatable=True)
+
+COPIES = ShadowRule(to="v3", share=0.125, max_in_flight=16)
 
 
 def said(policy: Policy, *, call_kind: Method | None = None, **question: Any) -> Mapping[str, str]:
@@ -57,6 +61,17 @@ def adaptive() -> Overload:
         ("retry", Policy(), {**of("Get"), "call_kind": READS}, "Get may be repeated by its proto"),
         ("retry", Policy(), {**of("Put"), "call_kind": WRITES}, "never once Put was sent"),
         ("retry", Policy(), {**of("Watch"), "call_kind": STREAMS}, "as it streams"),
+        ("retry", Policy(retry=RetryPolicy(shadow=True)), {}, "shadow, so only counted: up to 2"),
+        ("hedge", Policy(hedged=True, hedge_shadow=True), {}, "shadow, so only counted: another"),
+        ("cache", Policy(), {}, "none"),
+        (
+            "cache",
+            Policy(cache=CacheRule(ttl_s=60, max_bytes=2**26)),
+            {},
+            "within 60 s; up to 64 M",
+        ),
+        ("cache", Policy(cache=CacheRule(ttl_s=60, max_bytes=9, shadow=True)), {}, "only counted"),
+        ("shadow", Policy(shadow=COPIES), {}, "v3 gets a copy of 12.5% of the calls, up to 16"),
         ("retry", Policy(), of("Odd"), "its kind is not known"),
         ("hedge", Policy(), {}, "none"),
         ("hedge", Policy(hedged=True, hedge_after_s=0.15), {}, "after 150 ms without an answer"),
@@ -85,6 +100,7 @@ def test_what_nobody_configured_is_said_to_be_the_default() -> None:
     )
     told = {line.topic: line.by_default for line in lines(subject, default=Policy())}
     assert told == {
-        **dict.fromkeys(("balance", "retry", "hedge", "overload", "split", "fallback"), True),
+        **dict.fromkeys(("balance", "retry", "hedge", "overload"), True),
+        **dict.fromkeys(("split", "fallback", "cache", "shadow"), True),
         "timeout": False,
     }

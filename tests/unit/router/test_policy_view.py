@@ -59,6 +59,19 @@ def test_a_row_a_route() -> None:
     assert len(COLUMNS) == len(found[0])
 
 
+@pytest.mark.parametrize(
+    ("route", "expected"),
+    [
+        ("split: {a: 9, b: 1}, fallback: [c, d]", "9 a, 1 b -> c -> d"),
+        ("fallback: [c]", "a -> c"),
+        ("split: {weights: {a: 9, b: 1}, mode: off}, fallback: {to: [c], mode: off}", "a"),
+    ],
+)
+def test_a_row_tells_who_may_answer_in_order(route: str, expected: str) -> None:
+    (row,) = rows(of(f"routes: [{{match: {{model: a}}, {route}}}]"))
+    assert row[-1] == expected
+
+
 ROUTES = st.lists(
     st.fixed_dictionaries(
         {"match": st.just(None), "timeout": st.sampled_from(["150ms", "2s", "1.5m"])},
