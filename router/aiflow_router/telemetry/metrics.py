@@ -8,10 +8,9 @@ call nothing.
 
 from __future__ import annotations
 
-from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,7 +23,10 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from aiflow_router.telemetry.batches import BatchesAtScrape, Filled
+from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
+from aiflow_router.telemetry.gates import Gates, GatesAtScrape
 from aiflow_router.telemetry.histograms import Histograms
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
@@ -55,63 +57,6 @@ class Catalogued(Protocol):
         """Models and services for which endpoints are used that are not fit, by backend."""
 
     def age_s(self) -> float: ...
-
-
-class Gate(Protocol):
-    """What the scrape reads of a gate: see limits.gate.Gate."""
-
-    @property
-    def limit(self) -> int: ...
-
-    @property
-    def waiting(self) -> int: ...
-
-    @property
-    def refused(self) -> Mapping[tuple[str, str], int]: ...
-
-    @property
-    def would_refuse(self) -> Mapping[tuple[str, str], int]: ...
-
-
-class Gates(Protocol):
-    @property
-    def unary(self) -> Gate: ...
-
-    @property
-    def limited(self) -> bool: ...
-
-    def each(self) -> Iterable[Gate]: ...
-
-
-class Cached(Protocol):
-    """What the scrape reads of a model's cache."""
-
-    @property
-    def counts(self) -> Mapping[Any, int]: ...
-
-    @property
-    def store(self) -> Stored: ...
-
-
-class Stored(Protocol):
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def evicted(self) -> Mapping[str, int]: ...
-
-
-class Filled(Protocol):
-    """What the scrape reads of a model whose batches are filled."""
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def filled(self) -> int: ...
-
-    @property
-    def spread(self) -> int: ...
 
 
 class Metrics:
@@ -290,11 +235,11 @@ class Metrics:
 
     def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
         """`gates` gives those of each model and service, by name."""
-        self.registry.register(_GatesAtScrape(gates))
+        self.registry.register(GatesAtScrape(gates))
 
     def watch_caches(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
         """`caches` gives those of models whose routes have one, by name."""
-        self.registry.register(_CachesAtScrape(caches))
+        self.registry.register(CachesAtScrape(caches))
 
     def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
         """`policy` gives the version in force, and the kind of its source."""
@@ -311,7 +256,7 @@ class Metrics:
         fillings: Callable[[], Iterable[Filled]],
     ) -> None:
         """Of routes with `balance: batch_aware`; `unknown` counts endpoints by model."""
-        self.registry.register(_BatchesAtScrape(unknown, fillings))
+        self.registry.register(BatchesAtScrape(unknown, fillings))
 
     def discovers(self, discovery: Discovery) -> None:
         """For a catalog that this process fills from elsewhere."""
@@ -362,77 +307,6 @@ class _AtScrape:
         return (inflight, endpoints, panics, age)
 
 
-class _GatesAtScrape:
-    """Reads the gates; what a model and a service of the same name have is added up."""
-
-    def __init__(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
-        self._gates = gates
-
-    def collect(self) -> Iterable[Metric]:
-        depths: Count[str] = Count()
-        limits: Count[str] = Count()
-        shed: Count[tuple[str, str, str]] = Count()
-        watched: Count[tuple[str, str, str]] = Count()
-        for name, gates in self._gates():
-            if not gates.limited:
-                continue
-            limits[name] += gates.unary.limit
-            for gate in gates.each():
-                depths[name] += gate.waiting
-                shed.update(_named(name, gate.refused))
-                watched.update(_named(name, gate.would_refuse))
-        depth = GaugeMetricFamily(
-            "aiflow_queue_depth", "Calls that wait for their turn.", labels=("model",)
-        )
-        limit = GaugeMetricFamily(
-            "aiflow_concurrency_limit", "Calls that may be in flight at once.", labels=("model",)
-        )
-        for name in limits:
-            depth.add_metric((name,), depths[name])
-            limit.add_metric((name,), limits[name])
-        families: list[Metric] = [depth, limit]
-        for metric, text, counts in (
-            ("aiflow_shed", "Calls that did not get their turn.", shed),
-            ("aiflow_shed_shadow", "Calls that would have been shed.", watched),
-        ):
-            family = CounterMetricFamily(metric, text, labels=("model", "priority", "reason"))
-            for found, count in counts.items():
-                family.add_metric(found, count)
-            families.append(family)
-        return families
-
-
-class _CachesAtScrape:
-    def __init__(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
-        self._caches = caches
-
-    def collect(self) -> Iterable[Metric]:
-        calls = CounterMetricFamily(
-            "aiflow_cache",
-            "Calls to models with a cache, by what became of them there.",
-            labels=("model", "result"),
-        )
-        size = GaugeMetricFamily(
-            "aiflow_cache_bytes", "Of the answers that are kept.", labels=("model",)
-        )
-        evicted = CounterMetricFamily(
-            "aiflow_cache_evictions",
-            "Answers that are not kept any more, for want of room or because of their age.",
-            labels=("model", "reason"),
-        )
-        for name, cache in self._caches():
-            size.add_metric((name,), cache.store.size_bytes)
-            for result, count in cache.counts.items():
-                calls.add_metric((name, result), count)
-            for reason, count in cache.store.evicted.items():
-                evicted.add_metric((name, reason), count)
-        return (calls, size, evicted)
-
-
-def _named(name: str, counts: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, str, str], int]:
-    return {(name, *labels): count for labels, count in counts.items()}
-
-
 class _PolicyAtScrape:
     def __init__(self, policy: Callable[[], tuple[str, str]]) -> None:
         self._policy = policy
@@ -445,34 +319,6 @@ class _PolicyAtScrape:
         )
         info.add_metric(self._policy(), 1)
         return (info,)
-
-
-class _BatchesAtScrape:
-    def __init__(
-        self,
-        unknown: Callable[[], Mapping[str, int]],
-        fillings: Callable[[], Iterable[Filled]],
-    ) -> None:
-        self._unknown = unknown
-        self._fillings = fillings
-
-    def collect(self) -> Iterable[Metric]:
-        picks = CounterMetricFamily(
-            "aiflow_batch_aware_picks",
-            "Attempts that went to an endpoint to fill its batch, or to the least busy one.",
-            labels=("model", "how"),
-        )
-        unknown = GaugeMetricFamily(
-            "aiflow_endpoints_batch_unknown",
-            "Endpoints of a batch_aware route that have not told the size of the model's batches.",
-            labels=("model",),
-        )
-        counts = self._unknown()
-        for filling in self._fillings():
-            picks.add_metric((filling.model, "filled"), filling.filled)
-            picks.add_metric((filling.model, "spread"), filling.spread)
-            unknown.add_metric((filling.model,), counts.get(filling.model, 0))
-        return (picks, unknown)
 
 
 class _Mirrored:
