@@ -44,10 +44,10 @@ from aiflow_router.rpc import (
     registry,
 )
 from aiflow_router.rpc.door import Door
+from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
 from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
-from aiflow_router.rpc.visit import Front
 from aiflow_router.rpc.watch import Closing, Relays, Watchers
 from aiflow_router.running import Router, Shared
 from aiflow_router.telemetry.access import to_stderr

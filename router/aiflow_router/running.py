@@ -17,7 +17,7 @@ from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.policy.policies import Policies
 from aiflow_router.rpc import health, listener
-from aiflow_router.rpc.visit import Front
+from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.watch import Closing
 from aiflow_router.telemetry.metrics import Metrics
 

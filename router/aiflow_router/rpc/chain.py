@@ -24,8 +24,9 @@ from aiflow_router.routing.fallback import condition, due_s
 from aiflow_router.routing.name import in_a_sequence, renamed
 from aiflow_router.routing.table import GatedPlan
 from aiflow_router.rpc.detour import Detour
+from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.inference import infer
-from aiflow_router.rpc.visit import Context, Front, Visit
+from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.telemetry.trail import Note
 from aiflow_sdk import errors, status
 

@@ -14,7 +14,8 @@ from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.forwarding.sender import always, never
 from aiflow_router.forwarding.stream import forward_stream
-from aiflow_router.rpc.visit import ARRIVING, Context, Front, Visit
+from aiflow_router.rpc.front import Front
+from aiflow_router.rpc.visit import ARRIVING, Context, Visit
 from aiflow_router.telemetry.metrics import UNKNOWN
 
 MAX_CACHED_METHODS = 4096

@@ -16,8 +16,8 @@ from aiflow_router.catalog.endpoint import Key
 from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.explaining.explanation import Candidate, Explanation, Question, Refused, Standing
 from aiflow_router.rpc.endpoints import STATES
+from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.registry import LIST, RELAY_WITHIN_S, Handlers, relay, typed
-from aiflow_router.rpc.visit import Front
 from aiflow_router.telemetry.journal import Journal
 from aiflow_router.telemetry.trail import NEWEST, NEWEST_NOTED, Trace
 from aiflow_sdk import errors

@@ -17,7 +17,8 @@ from aiflow_router.forwarding.metadata import CACHE
 from aiflow_router.forwarding.sender import outside_a_sequence
 from aiflow_router.forwarding.unary import Answer
 from aiflow_router.routing.table import GatedPlan
-from aiflow_router.rpc.visit import Front, Visit
+from aiflow_router.rpc.front import Front
+from aiflow_router.rpc.visit import Visit
 from aiflow_sdk import errors
 
 SKIP = "skip"

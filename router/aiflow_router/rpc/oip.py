@@ -25,8 +25,9 @@ from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.course import Course
 from aiflow_router.routing.name import model_name, renamed
 from aiflow_router.rpc.chain import forward_by, stream_by
+from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.inference import infer
-from aiflow_router.rpc.visit import Context, Front, Visit
+from aiflow_router.rpc.visit import Context, Visit
 from aiflow_sdk import errors
 
 _log = structlog.get_logger(__name__)

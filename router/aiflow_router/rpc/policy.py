@@ -15,8 +15,9 @@ from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.policy.desk import Desk, Outcome
 from aiflow_router.policy.edition import Edition, Source, edition
 from aiflow_router.policy.policies import Refusal
+from aiflow_router.rpc.front import Front, Stream, Unary
 from aiflow_router.rpc.registry import Handlers
-from aiflow_router.rpc.visit import Context, Front, Stream, Unary, Visit
+from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.rpc.watch import Relays, leaving
 from aiflow_sdk import errors
 

@@ -23,7 +23,8 @@ from aiflow_router.forwarding.kinds import REFLECTION
 from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import RetryPolicy
-from aiflow_router.rpc.visit import Context, Front, Visit
+from aiflow_router.rpc.front import Front
+from aiflow_router.rpc.visit import Context, Visit
 from aiflow_sdk import errors
 
 # An endpoint that does not answer a descriptor soon is passed over for the next.

@@ -15,7 +15,8 @@ from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.catalog.fields import violations
 from aiflow_router.rpc.endpoints import STATES, from_proto, to_proto
-from aiflow_router.rpc.visit import Context, Front, Stream, Unary, Visit
+from aiflow_router.rpc.front import Front, Stream, Unary
+from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.rpc.watch import Relays, Watchers
 from aiflow_sdk import errors
 

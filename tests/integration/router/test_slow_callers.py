@@ -10,8 +10,8 @@ from integration.router.kit import Seen, backend, infer, mesh, until
 from integration.router.wire import INFER, Wire, frame, framed, head, wire
 
 from aiflow_router import main
+from aiflow_router.rpc import front
 from aiflow_router.rpc import server as servers
-from aiflow_router.rpc import visit
 
 GOOD = framed(infer("m"))
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -32,7 +32,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HANDSHAKE_MS", "KEEPALIVE_MS", "PING_TIMEOUT_MS", "IDLE_MS"):
         monkeypatch.setattr(servers, name, 1000)
     monkeypatch.setattr(main, "UPLOADS_EVERY_S", 0.1)
-    monkeypatch.setattr(visit, "UPLOAD_WITHIN_S", 1.0)
+    monkeypatch.setattr(front, "UPLOAD_WITHIN_S", 1.0)
 
 
 @pytest.mark.parametrize(
