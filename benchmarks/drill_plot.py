@@ -26,8 +26,9 @@ def draw(traffic: Traffic, events: Sequence[Event], path: Path) -> None:
     top = max(map(sum, zip(*rows, strict=True)), default=1.0)
     for at_s, what in events:
         axes.axvline(at_s, color="black", linestyle=":", linewidth=1)
-        axes.text(at_s, top * 1.02, f" {what}", rotation=60, fontsize=8, va="bottom")
-    axes.set_ylim(0, top * 1.5)
+        axes.text(at_s, top * 1.04, what, rotation=40, rotation_mode="anchor", fontsize=9)
+    axes.set_ylim(0, top * 1.8)
+    axes.set_xlim(0, 1.06 * max(seconds))  # The last words need room.
     axes.set_xlabel("seconds")
     axes.set_ylabel("calls a second, by the model that answered")
     axes.set_title(f"{traffic.calls} calls, {len(traffic.failures)} failed", loc="left")

@@ -25,7 +25,9 @@ from router_unary import IN_FLIGHT, INFER
 from router_ways import start
 
 ROUNDS = 3
-POLICY = "`full` is the router with keys required, metrics and an access log; no limits yet"
+POLICY = (
+    "`full` is the router with keys required, metrics, an access log and a limit on calls in flight"
+)
 
 WANTED = {
     "full_vs_bare_cpu_100b": "<= 1.25",

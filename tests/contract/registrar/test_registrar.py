@@ -23,7 +23,8 @@ async def test_an_endpoint_appears_as_it_is_stays_and_leaves(registry: Registry)
     async with serving_health() as served:
         async with registered(registry, served, "appears", **said) as registration:
             await until_seen(registry, "appears", {served.address: "READY"})
-            assert registration.state == "registered"
+            # The registry may show it a moment before its answer is here.
+            await until(lambda: registration.state is RegistrationState.REGISTERED)
             assert (await registry.seen("appears"))[served.address] == Seen(
                 models=("detector",), state="READY", weight=3, zone="a", version="1.4",
                 device="gpu:0",
@@ -32,7 +33,7 @@ async def test_an_endpoint_appears_as_it_is_stays_and_leaves(registry: Registry)
                 await asyncio.sleep(TTL_S / 5)
                 assert (await registry.seen("appears"))[served.address].state == "READY"
         assert await registry.seen("appears") == {}
-        assert registration.state == "closed"
+        assert registration.state is RegistrationState.CLOSED
 
 
 async def test_models_change_by_the_time_the_call_returns(registry: Registry) -> None:

@@ -304,7 +304,8 @@ async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones() -> None
             await until(lambda: running.workers.busy)
             draining = asyncio.create_task(server.aclose())
             assert (await watch.read()).status == NOT_SERVING
-            assert (await caller.error("Echo")).code == "UNAVAILABLE"
+            # Which of the two depends on how far gRPC has got with its shutdown.
+            assert (await caller.error("Echo")).code in ("UNAVAILABLE", "CANCELLED")
             assert not call.done()
             assert await call == str(pid).encode()
             # The health stream is still open, and not waited for.
