@@ -24,6 +24,7 @@ import math
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -233,6 +234,8 @@ def agent(log: int) -> Iterator[str]:
         while b'"listening"' not in (line := process.stdout.readline()):
             if not line:
                 raise SystemExit("Consul does not start: run `deploy/consul.sh` to see why")
+        # Its log is read on, or the agent stands still when the pipe is full.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
