@@ -24,26 +24,26 @@ keys=/usr/share/keyrings/debian-archive-keyring.gpg
 
 echo "fetching Consul from Debian's bullseye, about 15 MB" >&2
 mkdir -p "$home"
-work=$(mktemp -d "$home/fetch.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/lists/partial" "$work/cache"
+fetched=$(mktemp -d "$home/fetch.XXXXXX")
+trap 'rm -rf "$fetched"' EXIT
+mkdir -p "$fetched/lists/partial" "$fetched/cache"
 # apt drops its rights for downloads, into folders that only we may enter.
-chmod 755 "$work"
-cat > "$work/bullseye.list" <<LIST
+chmod 755 "$fetched"
+cat > "$fetched/bullseye.list" <<LIST
 deb [signed-by=$keys] http://deb.debian.org/debian bullseye main
 LIST
 options=(
-  -o "Dir::Etc::sourcelist=$work/bullseye.list" -o Dir::Etc::sourceparts=/dev/null
-  -o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work/cache"
+  -o "Dir::Etc::sourcelist=$fetched/bullseye.list" -o Dir::Etc::sourceparts=/dev/null
+  -o "Dir::State::lists=$fetched/lists" -o "Dir::Cache=$fetched/cache"
   -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
   -o APT::Sandbox::User=root -o Acquire::Retries=3 -o Acquire::Languages=none
 )
 (
-  cd "$work"
+  cd "$fetched"
   apt-get "${options[@]}" -qq update >&2 && apt-get "${options[@]}" -qq download consul >&2
 ) || sorry "its package could not be fetched"
-dpkg -x "$work"/consul_*.deb "$work/root"
+dpkg -x "$fetched"/consul_*.deb "$fetched/root"
 # Moved in one piece: whoever looks meanwhile sees all of it or nothing.
 mkdir -p "$home/usr/bin"
-mv -T "$work/root/usr/bin/consul" "$binary"
+mv -T "$fetched/root/usr/bin/consul" "$binary"
 echo "$binary"

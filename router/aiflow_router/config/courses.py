@@ -20,7 +20,7 @@ def problems(
     by_model = {route.match.model: route for route in routes if route.match.model is not None}
     for index, route in enumerate(routes):
         for place, name in _named(route):
-            why = _not_servable(name, servable)
+            why = not_servable(name, servable)
             other = by_model.get(name)
             if why is None and other is not None and other is not route and _only_split(other):
                 why = (
@@ -54,7 +54,8 @@ def circles(to: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ...]]:
                 rests.append(iter(to.get(other, ())))
 
 
-def _not_servable(name: str, servable: frozenset[str] | None) -> str | None:
+def not_servable(name: str, servable: frozenset[str] | None) -> str | None:
+    """Why no call can ever go to the model; None where one may."""
     if servable is None or name in servable:
         return None
     nearest = difflib.get_close_matches(name, servable, n=1)

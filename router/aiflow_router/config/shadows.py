@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from aiflow_router.config.courses import circles, not_servable
 from aiflow_router.config.route import Route
 
 Path = tuple[str | int, ...]
@@ -20,30 +20,12 @@ def problems(
         for route in routes
         if route.match.model is not None and route.shadow is not None
     }
-    for circle in _circles(targets):
+    for circle in circles({name: (to,) for name, to in targets.items()}):
         why = (
             f"shadows go in a circle, {' -> '.join((*circle, circle[0]))}: copies are not copied "
             "again, so each call would only be made twice; remove one of them"
         )
         yield ("routes", places[circle[0]], "shadow", "to"), why
     for name, to in targets.items():
-        if servable is not None and to not in servable:
-            nearest = difflib.get_close_matches(to, servable, n=1)
-            hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
-            why = (
-                f'no static endpoint serves "{to}" and none can register, so nothing would be '
-                f"copied: {hint}list an endpoint for it under discovery.static"
-            )
-            yield ("routes", places[name], "shadow", "to"), why
-
-
-def _circles(targets: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    """Each once, from the first of its models on; `targets` by model."""
-    seen: set[str] = set()
-    for start in targets:
-        way = [start]
-        while (to := targets.get(way[-1])) is not None and to not in way and to not in seen:
-            way.append(to)
-        if to in way:
-            yield tuple(way[way.index(to) :])
-        seen.update(way)
+        if (why_not := not_servable(to, servable)) is not None:
+            yield ("routes", places[name], "shadow", "to"), why_not

@@ -219,8 +219,8 @@ def test_an_empty_file_means_the_defaults() -> None:
         pytest.param(
             "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [a, abc]}]}\n"
             "routes:\n- match: {model: a}\n  shadow: {to: abd, percent: 1}",
-            'f:4:12: routes.0.shadow.to: no static endpoint serves "abd" and none can register, '
-            'so nothing would be copied: did you mean "abc"?',
+            'f:4:12: routes.0.shadow.to: no static endpoint serves "abd" and none can register; '
+            "did you mean `abc`?",
             id="a shadow that nothing serves",
         ),
         pytest.param("discovery: {}", "name a source", id="no discovery"),
