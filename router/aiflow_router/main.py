@@ -10,28 +10,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 from aiohttp import web
 
+from aiflow_router import parts
 from aiflow_router.balancing.census import Census
-from aiflow_router.balancing.ejection import Outliers
 from aiflow_router.balancing.load import Loads
-from aiflow_router.balancing.pool import Preference
 from aiflow_router.catalog import consul
 from aiflow_router.catalog.catalog import Catalog
-from aiflow_router.catalog.leases import Leases
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
 from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
-from aiflow_router.forwarding.health_check import HealthChecks
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
-from aiflow_router.forwarding.sender import Sender
-from aiflow_router.identity.keys import Keys
+from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.keeping import Watched, keeping, of_the_file
 from aiflow_router.policy.policies import Policies
-from aiflow_router.routing.guard import Stop
-from aiflow_router.routing.split import OnStop
-from aiflow_router.routing.table import Policy, Table
+from aiflow_router.routing.table import Table
 from aiflow_router.rpc import (
     explain,
     health,
@@ -46,7 +40,6 @@ from aiflow_router.rpc import (
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
-from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.watch import Closing, Relays, Watchers
 from aiflow_router.running import Router, Shared
@@ -58,8 +51,6 @@ from aiflow_router.telemetry.metrics import Metrics
 _log = structlog.get_logger(__name__)
 
 LAST_ANSWERS_S = 0.5
-# The event loop's own clock, without its call into Python.
-_CLOCK = time.monotonic
 
 
 @asynccontextmanager
@@ -84,15 +75,15 @@ async def serving(
     leave_out_callers_bytes()
     metrics = Metrics()
     journal = Journal(metrics=metrics, write=access_write)
-    catalog: Catalog | Mirror = _catalog(config) if shared is None else shared.mirror
-    loads = Loads(clock=_CLOCK, slow_start_s=config.slow_start)
+    catalog: Catalog | Mirror = parts.catalog(config) if shared is None else shared.mirror
+    loads = Loads(clock=CLOCK, slow_start_s=config.slow_start)
     links = Links(max_message_bytes=config.listen.max_message_bytes())
     kinds = Kinds(links=links)
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
-    outliers = _outliers(config, loads=loads, metrics=metrics)
-    table = _table(config, policies, loads=loads, metrics=metrics)
-    front = _front(
+    outliers = parts.outliers(config, loads=loads, metrics=metrics)
+    table = parts.table(config, policies, loads=loads, metrics=metrics)
+    front = parts.front(
         config, table=table, links=links, outliers=outliers, journal=journal, metrics=metrics
     )
     healths = health.Health(table=table)
@@ -110,7 +101,7 @@ async def serving(
             stack.push_async_callback(close)
         _started(stack, outliers.run())
         if config.health.active:
-            _started(stack, _checks(config, links=links, loads=loads, metrics=metrics).run())
+            _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -235,65 +226,6 @@ async def _listen_inside(
     return await listen_inside(stack, app, shared.http)
 
 
-def _front(
-    config: Config,
-    *,
-    table: Table,
-    links: Links,
-    outliers: Outliers,
-    journal: Journal,
-    metrics: Metrics,
-) -> Front:
-    limit_bytes = config.listen.max_message_bytes()
-    sender = Sender(
-        links=links,
-        outliers=outliers,
-        journal=journal,
-        metrics=metrics,
-        clock=_CLOCK,
-        limit_bytes=limit_bytes,
-    )
-    return Front(
-        keys=Keys(
-            [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
-        ),
-        table=table,
-        sender=sender,
-        shadows=Shadows(table=table, sender=sender, metrics=metrics),
-        metrics=metrics,
-        journal=journal,
-        limit_bytes=limit_bytes,
-    )
-
-
-def _outliers(config: Config, *, loads: Loads, metrics: Metrics) -> Outliers:
-    shadow = config.ejection.mode == "shadow"
-    ejections = metrics.would_eject if shadow else metrics.ejected
-    return Outliers(
-        config.ejection.policy(),
-        loads=loads,
-        count=lambda backend, reason: ejections(backend, reason)(),
-    )
-
-
-def _checks(config: Config, *, links: Links, loads: Loads, metrics: Metrics) -> HealthChecks:
-    return HealthChecks(
-        config.health.policy(),
-        links=links,
-        loads=loads,
-        count=lambda backend, result: metrics.checked(backend, result)(),
-        count_shadow=lambda backend, reason: metrics.would_fail(backend, reason)(),
-    )
-
-
-def _catalog(config: Config) -> Catalog:
-    return Catalog(
-        static=[item.endpoint() for item in config.discovery.static],
-        leases=None if config.discovery.embedded is None else Leases(),
-        source=config.discovery.source(),
-    )
-
-
 async def _discovered(
     stack: AsyncExitStack, config: Config, catalog: Catalog | Mirror, metrics: Metrics
 ) -> consul.Discovery | None:
@@ -349,36 +281,11 @@ def _explaining(
         snapshot=lambda: catalog.snapshot,
         loads=loads,
         kinds=kinds,
-        clock=_CLOCK,
+        clock=CLOCK,
     )
     if shared is None:
         return explain.handlers(front, explainer=explainer, journal=journal)
     return explain.shared(front, explainer=explainer, owner=shared.owner, worker=shared.name)
-
-
-def _stops(metrics: Metrics) -> OnStop:
-    """Tells of a side of a split that its guard stopped."""
-
-    def told(model: str, side: str, stop: Stop) -> None:
-        if stop.shadow:
-            metrics.split_would_stop(model, side, stop.reason)()
-            _log.warning("a split's side would be stopped", model=model, side=side, why=stop.why)
-        else:
-            metrics.split_stopped(model, side, stop.reason)()
-            _log.error("a split's side is stopped", model=model, side=side, why=stop.why)
-
-    return told
-
-
-def _table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics) -> Table:
-    return Table(
-        loads=loads,
-        policies=policies.current.policies,
-        default=Policy(),
-        clock=_CLOCK,
-        preference=Preference(zone=config.zone, slow_start_s=config.slow_start),
-        on_stop=_stops(metrics),
-    )
 
 
 def _follow_policies(

@@ -21,10 +21,10 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
+from aiflow_router import parts
 from aiflow_router.balancing.census import served
 from aiflow_router.catalog import consul
 from aiflow_router.catalog.catalog import Catalog
-from aiflow_router.catalog.leases import Leases
 from aiflow_router.config.config import Config
 from aiflow_router.config.file import ConfigError
 from aiflow_router.policy.file import File
@@ -87,11 +87,7 @@ class Supervisor:
         self._files = 0
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
-        self._catalog = Catalog(
-            static=[item.endpoint() for item in config.discovery.static],
-            leases=None if config.discovery.embedded is None else Leases(),
-            source=config.discovery.source(),
-        )
+        self._catalog = parts.catalog(config)
         self._discovery: consul.Discovery | None = None
         self._pool = Pool(
             start=partial(started, folder=folder, listening=Listening()),
