@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
@@ -11,6 +11,7 @@ from integration.router.kit import ANY_PORT
 from integration.runtime.echo import SERVER, SERVICE
 from integration.runtime.poll import until
 
+from aiflow_router.catalog.endpoint import State
 from aiflow_router.config.file import parse
 from aiflow_router.main import serving as serving_router
 from aiflow_router.running import Router
@@ -51,6 +52,23 @@ async def test_a_server_that_registers_is_called_through_the_router() -> None:
         reply = await client.call(method(client, "Echo"), b"hello")
         assert reply.message == b"hello"
         assert reply.served_by.endswith(f"@{server.address}")
+
+
+async def test_a_server_that_leaves_is_shown_as_draining_for_the_grace_and_then_gone() -> None:
+    async with AsyncExitStack() as leaving, serving_router(parse(ANY_PORT)) as router:
+        await leaving.enter_async_context(
+            serving_server(SERVER, registrar=at(router), workers=1, grace_s=0.5)
+        )
+        await until(lambda: router.catalog.snapshot.services.get(SERVICE))
+        states: list[State] = []
+        router.catalog.follow(
+            lambda now, _: states.extend(entry.state for entry in now.entries.values())
+        )
+        began = time.monotonic()
+        await leaving.aclose()
+        assert time.monotonic() - began >= 0.5
+        assert list(dict.fromkeys(states)) == [State.READY, State.DRAINING]
+        assert not router.catalog.snapshot.entries
 
 
 async def test_an_error_of_a_server_arrives_whole() -> None:
