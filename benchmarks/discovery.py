@@ -24,19 +24,17 @@ import math
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import report
+from consul_process import Agent
 from router_ways import running
-
-from aiflow_sdk.command.consul_agent import free_ports
 
 HERE = Path(__file__).parent
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -126,14 +124,16 @@ async def main(rounds: int) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log = stack.enter_context((folder / "log").open("wb"))
-        consul = stack.enter_context(agent(log.fileno()))
+        consul = Agent(log.fileno())
+        stack.callback(consul.kill)
+        consul.start()
         config = folder / "aiflow.yaml"
-        config.write_text(CONFIG.format(consul=consul))
+        config.write_text(CONFIG.format(consul=consul.address))
         aiflow = str(Path(sys.executable).with_name("aiflow"))
         router = stack.enter_context(
             running([aiflow, "router", "--config", str(config)], log=log.fileno())
         )
-        figures = await measured(consul, router.address, rounds=rounds)
+        figures = await measured(consul.address, router.address, rounds=rounds)
     report.write(
         "discovery",
         figures,
@@ -219,27 +219,6 @@ async def serving(consul: str, model: str) -> AsyncIterator[Server]:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-@contextlib.contextmanager
-def agent(log: int) -> Iterator[str]:
-    """URL of a Consul agent of the benchmark's own."""
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "aiflow_sdk.command.consul_agent"]
-    process = subprocess.Popen(
-        [*command, "--http", f"127.0.0.1:{port}"], stdout=subprocess.PIPE, stderr=log
-    )
-    try:
-        assert process.stdout is not None  # noqa: S101 - it is a pipe
-        while b'"listening"' not in (line := process.stdout.readline()):
-            if not line:
-                raise SystemExit("Consul does not start: run `deploy/consul.sh` to see why")
-        # Its log is read on, or the agent stands still when the pipe is full.
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=15)
 
 
 def percentile(values: list[float], share: float) -> float:

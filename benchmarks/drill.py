@@ -16,16 +16,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,16 +30,16 @@ import drill_plot
 import drill_traffic
 import report
 import yaml
+from consul_process import Agent
 from drill_traffic import Traffic
 from router_ways import Way, running
 
-from aiflow_sdk.consul import Consul, ConsulError
+from aiflow_sdk.consul import Consul
 from aiflow_sdk.consul_entry import Entry, to_service
 
 HERE = Path(__file__).parent
 RATE = 150.0
 IN_FORCE_WITHIN_S = 10.0
-CONSUL_READY_S = 30.0
 READY_S = 15.0
 MODELS = {"detector": 2, "detector-v2": 2, "detector-lite": 1}  # And how many servers of each.
 PLAIN: dict[str, object] = {"match": {"model": "detector"}, "timeout": "5s"}
@@ -113,8 +110,8 @@ async def lose_consul(world: World) -> None:
 async def return_consul(world: World) -> None:
     """It has lost all it knew; servers tell it anew, as their registrars do."""
     if world.consul is not None:
-        await world.consul.start()
-        await world.consul.register(world.backends)
+        await asyncio.to_thread(world.consul.start)
+        await register(world.consul.address, world.backends)
 
 
 async def roll_back(world: World) -> None:
@@ -141,68 +138,16 @@ STEPS: Sequence[tuple[float, str, Step]] = (
 OF_CONSUL = (lose_consul, return_consul)
 
 
-class Agent:
-    """A real Consul in development mode, which has its state in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._ports = dict(zip(("http", "server", "serf_lan", "serf_wan"), ports(4), strict=True))
-        self._process: subprocess.Popen[bytes] | None = None
-        self.address = f"http://127.0.0.1:{self._ports['http']}"
-
-    async def start(self) -> None:
-        """Returns when it has a leader."""
-        self._begin()
-        async with asyncio.timeout(CONSUL_READY_S), Consul(self.address) as consul:
-            while True:
-                with contextlib.suppress(ConsulError):
-                    if (await consul.get("/v1/health/service/consul")).body:
-                        return
-                await asyncio.sleep(0.1)
-
-    def _begin(self) -> None:
-        fetch = str(HERE.parent / "deploy" / "consul.sh")
-        binary = subprocess.run([fetch], check=True, capture_output=True, text=True).stdout.strip()
-        off = {"dns": -1, "grpc": -1, "https": -1}
-        file = self._folder / "agent.json"
-        file.write_text(json.dumps({"ports": {**off, **self._ports}, "disable_update_check": True}))
-        with (self._folder / "consul.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(binary, "agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1"),
-                    *(f"-config-file={file}", "-log-level=warn"),
-                ],
-                stdout=log,
-                stderr=log,
-            )
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    async def register(self, backends: dict[str, list[Way]]) -> None:
-        """All that live, with a check that notices within a second when one does not."""
-        async with Consul(self.address) as consul:
-            for model, ways in backends.items():
-                for way in ways:
-                    entry = Entry(
-                        backend=model, address=way.address, protocol="oip", models=(model,)
-                    )
-                    check = {"TCP": way.address, "Interval": "1s", "Status": "passing"}
-                    await consul.put(
-                        "/v1/agent/service/register", body={**to_service(entry), "Check": check}
-                    )
-
-
-def ports(count: int) -> list[int]:
-    """Free ones."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+async def register(address: str, backends: dict[str, list[Way]]) -> None:
+    """Tells Consul of all that live, with checks that notice within a second when one does not."""
+    async with Consul(address) as consul:
+        for model, ways in backends.items():
+            for way in ways:
+                entry = Entry(backend=model, address=way.address, protocol="oip", models=(model,))
+                check = {"TCP": way.address, "Interval": "1s", "Status": "passing"}
+                await consul.put(
+                    "/v1/agent/service/register", body={**to_service(entry), "Check": check}
+                )
 
 
 def write(file: Path, config: dict[str, object]) -> None:
@@ -232,11 +177,11 @@ async def drill(minutes: float, *, with_consul: bool, folder: Path) -> World:
             model: [stack.enter_context(started(backend, log.fileno())) for _ in range(count)]
             for model, count in MODELS.items()
         }
-        consul = Agent(folder) if with_consul else None
+        consul = Agent(log.fileno()) if with_consul else None
         if consul is not None:
             stack.callback(consul.kill)
-            await consul.start()
-            await consul.register(backends)
+            await asyncio.to_thread(consul.start)
+            await register(consul.address, backends)
         file = folder / "aiflow.yaml"
         fixed: dict[str, object] = {
             "listen": {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0", "drain_grace": "0s"},
