@@ -12,6 +12,7 @@ from aiflow_router.config.discovery import Discovery, Embedded
 from aiflow_router.config.health import Ejection, Health
 from aiflow_router.config.policy import PolicyDocument, PolicySources
 from aiflow_router.config.route import Route
+from aiflow_router.config.storage import Storage
 from aiflow_router.config.values import (
     Duration,
     ListenAddress,
@@ -21,7 +22,8 @@ from aiflow_router.config.values import (
     Zone,
     first_twice,
 )
-from aiflow_router.identity.keys import KeyRecord, Right
+from aiflow_router.identity.caller import Right
+from aiflow_router.identity.keys import KeyRecord
 
 DEFAULT_CONNECTION_AGE_S = 30.0
 
@@ -103,6 +105,8 @@ class Config(Section):
     listen: Listen = Listen()
     discovery: Discovery = Discovery(embedded=Embedded())
     auth: Auth = Auth()
+    # Where tenants, keys, credits and usage are; None for none but the keys here.
+    storage: Storage | None = None
     # What of it may change while the router runs: `routes`.
     policy: PolicySources = PolicySources()
     routes: tuple[Route, ...] = ()

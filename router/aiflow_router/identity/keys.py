@@ -8,20 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
+from aiflow_router.identity.caller import ANONYMOUS, ANYBODY, Caller, Right
 from aiflow_sdk import errors
-
-Right = Literal["call", "register", "admin"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who calls; without a key the name is empty."""
-
-    name: str
-    tenant: str
-    may: frozenset[Right]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +23,16 @@ class KeyRecord:
     may: frozenset[Right]
 
 
-ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register"}))
-# Where there are no keys at all, whoever reaches the port is the operator.
-ANYBODY = Caller(name="", tenant="anonymous", may=frozenset({"call", "register", "admin"}))
-
-
 class Keys:
     def __init__(self, records: Iterable[KeyRecord], *, required: bool) -> None:
         self._required = required
         self._by_digest = {
             bytes.fromhex(record.sha256): Caller(
-                name=record.name, tenant=record.tenant, may=record.may
+                name=record.name,
+                tenant=record.tenant,
+                may=record.may,
+                key=record.name,
+                role="platform_admin" if "admin" in record.may else "member",
             )
             for record in records
         }

@@ -22,7 +22,8 @@ from aiflow_router.forwarding.metadata import PRIORITY, Pair, back, read_head
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.forwarding.unary import Answer
-from aiflow_router.identity.keys import Keys, Right
+from aiflow_router.identity.caller import Right
+from aiflow_router.identity.keys import Keys
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
@@ -255,7 +256,7 @@ class Front:
     def _enter(self, visit: Visit, right: Right) -> None:
         visit.policy = self.table.stamp
         visit.head = read_head(ARRIVING.get())
-        visit.tenant = self._keys.identify(visit.head.key, right).tenant
+        visit.caller = self._keys.identify(visit.head.key, right)
         if self.draining:
             raise errors.DrainingError(
                 "this router is shutting down: call another one, or try again shortly",

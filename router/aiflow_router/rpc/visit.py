@@ -23,8 +23,8 @@ from aiflow_router.forwarding.metadata import (
     Pair,
     Pairs,
 )
+from aiflow_router.identity.caller import NOBODY, Caller
 from aiflow_router.rpc.detour import Detour
-from aiflow_router.telemetry.metrics import UNKNOWN
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 _NO_HEAD = Head(key="", request_id="", trace_id="", onward=())
@@ -58,7 +58,7 @@ class Visit:
     asked: str = ""
     quiet: bool = False
     head: Head = _NO_HEAD
-    tenant: str = UNKNOWN
+    caller: Caller = NOBODY
     call: Call | None = None
     queued_s: float = 0.0
     detour: Detour | None = None
@@ -73,6 +73,10 @@ class Visit:
     @property
     def request_id(self) -> str:
         return self.head.request_id
+
+    @property
+    def tenant(self) -> str:
+        return self.caller.tenant
 
     @property
     def trace_id(self) -> str:

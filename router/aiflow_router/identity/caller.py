@@ -1,0 +1,44 @@
+"""Who calls, and what they may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Right = Literal["call", "register", "admin"]
+Role = Literal["platform_admin", "tenant_admin", "department_admin", "member"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Made once, when the key behind it is read; a call only carries it.
+
+    Attributes:
+        name: of the key, for people; empty without one.
+        may: what the key is for.
+        key: its id, which is no secret; empty without one.
+        department: empty for who is in none, as `member` is for a key of a tenant as a whole.
+        role: what its member may administer.
+        weight: the tenant's share where several wait for the same.
+    """
+
+    name: str
+    tenant: str
+    may: frozenset[Right]
+    key: str = ""
+    department: str = ""
+    member: str = ""
+    role: Role = "member"
+    weight: float = 1.0
+
+
+ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register"}))
+# Where there are no keys at all, whoever reaches the port is the operator.
+ANYBODY = Caller(
+    name="",
+    tenant="anonymous",
+    may=frozenset({"call", "register", "admin"}),
+    role="platform_admin",
+)
+# Of a call that has not said yet who it is from.
+NOBODY = Caller(name="", tenant="unknown", may=frozenset())

@@ -1,0 +1,1 @@
+"""What outlives the process: tenants, keys, credits and usage, in SQLite or Postgres."""

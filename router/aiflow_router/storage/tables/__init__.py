@@ -1,0 +1,8 @@
+"""The schema, one file a subject; `migrations/` brings a database to it."""
+
+from __future__ import annotations
+
+from aiflow_router.storage.tables import quotas, tenancy
+from aiflow_router.storage.tables.base import METADATA
+
+__all__ = ["METADATA", "quotas", "tenancy"]
