@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from aiflow_router.config.discovery import Discovery, Embedded
 from aiflow_router.config.health import Ejection, Health
 from aiflow_router.config.policy import PolicyDocument, PolicySources
+from aiflow_router.config.redis import Redis
 from aiflow_router.config.route import Route
 from aiflow_router.config.storage import Storage
 from aiflow_router.config.values import (
@@ -107,6 +108,8 @@ class Config(Section):
     auth: Auth = Auth()
     # Where tenants, keys, credits and usage are; None for none but the keys here.
     storage: Storage | None = None
+    # Where the buckets of limits are; None for in this process.
+    redis: Redis | None = None
     # What of it may change while the router runs: `routes`.
     policy: PolicySources = PolicySources()
     routes: tuple[Route, ...] = ()

@@ -12,7 +12,8 @@ from aiflow_router.limits.rule import Ask, Rule
 
 # When who is refused because Redis is away may come again: connecting is tried as often at least.
 COME_AGAIN_S = 2.0
-_OPEN = Standing(remaining=math.inf, wait_s=0.0, reset_s=0.0)
+# As many as policies have rules, and more.
+MOST_SHARES = 10_000
 _CLOSED = Standing(remaining=0.0, wait_s=COME_AGAIN_S, reset_s=COME_AGAIN_S)
 
 
@@ -54,14 +55,6 @@ def share(rule: Rule, seat: Seat) -> Rule | None:
     return dataclasses.replace(rule, amount=float(amount)) if amount else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What a call was granted of the shares: the asks, and which of the call's they are."""
-
-    asks: tuple[Ask, ...]
-    places: tuple[int, ...]
-
-
 class Away:
     """Decides while Redis does not, each ask by what its rule says.
 
@@ -72,56 +65,58 @@ class Away:
     def __init__(self, local: Buckets) -> None:
         self.seat = Seat()
         self._local = local
-        self._held: dict[str, _Held] = {}
+        # What calls were granted of the shares, by holder; also of those that were granted nothing,
+        # for of them nothing is to be settled elsewhere.
+        self._granted: dict[str, tuple[Ask, ...]] = {}
         self._shares: dict[Rule, Rule | None] = {}
         self._shares_of = self.seat
 
     async def take(self, asks: Sequence[Ask], *, holder: str) -> Verdict:
-        held, standings, closed = self._sorted(asks)
-        if closed:
-            return Verdict(granted=False, standings=tuple(standings), by="closed")
-        if not held.asks:
-            # Remembered too: nothing was charged, so nothing is to be settled.
-            self._held[holder] = held
-            return Verdict(granted=True, standings=tuple(standings), by="open")
-        verdict = await self._local.take(held.asks, holder=holder)
+        parted = self._parted(asks)
+        if parted.closed:
+            return Verdict(granted=False, standings=tuple(parted.standings), by="closed")
+        mine = tuple(parted.mine.values())
+        if not mine:
+            self._granted[holder] = ()
+            return Verdict(granted=True, standings=tuple(parted.standings), by="open")
+        verdict = await self._local.take(mine, holder=holder)
         if verdict.granted:
-            self._held[holder] = held
-        return _filled(verdict, held, standings)
+            self._granted[holder] = mine
+        return parted.filled(verdict)
 
     async def look(self, asks: Sequence[Ask]) -> Verdict:
-        held, standings, closed = self._sorted(asks)
-        if closed or not held.asks:
-            by = "closed" if closed else "open"
-            return Verdict(granted=not closed, standings=tuple(standings), by=by)
-        return _filled(await self._local.look(held.asks), held, standings)
+        parted = self._parted(asks)
+        if parted.closed or not parted.mine:
+            by = "closed" if parted.closed else "open"
+            return Verdict(granted=not parted.closed, standings=tuple(parted.standings), by=by)
+        return parted.filled(await self._local.look(tuple(parted.mine.values())))
 
-    def settle(self, true: Sequence[float], *, holder: str) -> bool:
+    def settle(self, asks: Sequence[Ask], true: Sequence[float], *, holder: str) -> bool:
         """Whether the call was granted here."""
-        held = self._held.pop(holder, None)
-        if held is None:
+        granted = self._granted.pop(holder, None)
+        if granted is None:
             return False
-        self._local.settle(held.asks, [true[place] for place in held.places], holder=holder)
+        costs = {ask.bucket: cost for ask, cost in zip(asks, true, strict=True)}
+        settled = [ask for ask in granted if ask.bucket in costs]
+        self._local.settle(settled, [costs[ask.bucket] for ask in settled], holder=holder)
         return True
 
-    def _sorted(self, asks: Sequence[Ask]) -> tuple[_Held, list[Standing], bool]:
-        """The asks of shares, how the others stand, and whether one of those is refused."""
-        standings = [_OPEN] * len(asks)
-        mine: list[Ask] = []
-        places: list[int] = []
-        closed = False
+    def _parted(self, asks: Sequence[Ask]) -> _Parted:
+        parted = _Parted([], {})
         for place, ask in enumerate(asks):
-            rule = self._share(ask.rule) if ask.rule.away == "share" else None
-            if rule is not None:
-                mine.append(Ask(rule=rule, bucket=ask.bucket, cost=ask.cost))
-                places.append(place)
-            elif ask.rule.away != "open":
-                standings[place] = _CLOSED
-                closed = closed or ask.rule.mode == "enforce"
-        return _Held(tuple(mine), tuple(places)), standings, closed
+            away = ask.rule.away
+            share = self._share(ask.rule) if away == "share" else None
+            if share is not None:
+                parted.mine[place] = Ask(rule=share, bucket=ask.bucket, cost=ask.cost)
+            if away == "open" or share is not None:
+                parted.standings.append(_open(ask.rule))
+            else:
+                parted.standings.append(_CLOSED)
+                parted.closed = parted.closed or ask.rule.mode == "enforce"
+        return parted
 
     def _share(self, rule: Rule) -> Rule | None:
-        if self._shares_of != self.seat or len(self._shares) > 10_000:
+        if self._shares_of != self.seat or len(self._shares) > MOST_SHARES:
             self._shares.clear()
             self._shares_of = self.seat
         if rule not in self._shares:
@@ -129,7 +124,25 @@ class Away:
         return self._shares[rule]
 
 
-def _filled(verdict: Verdict, held: _Held, standings: list[Standing]) -> Verdict:
-    for place, standing in zip(held.places, verdict.standings, strict=True):
-        standings[place] = standing
-    return Verdict(granted=verdict.granted, standings=tuple(standings), by="share")
+@dataclass(slots=True)
+class _Parted:
+    """What a call asks: `mine` of this router's shares, by place; how the rest stands.
+
+    Attributes:
+        closed: the rest has one that is refused.
+    """
+
+    standings: list[Standing]
+    mine: dict[int, Ask]
+    closed: bool = False
+
+    def filled(self, verdict: Verdict) -> Verdict:
+        for place, standing in zip(self.mine, verdict.standings, strict=True):
+            self.standings[place] = standing
+        return Verdict(granted=verdict.granted, standings=tuple(self.standings), by="share")
+
+
+def _open(rule: Rule) -> Standing:
+    """Of a bucket that nobody counts: as if it were full."""
+    full = rule.burst if rule.kind == "rate" else rule.amount
+    return Standing(remaining=full, wait_s=0.0, reset_s=0.0)

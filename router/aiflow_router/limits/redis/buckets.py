@@ -151,7 +151,7 @@ class RedisBuckets:
         return await self._away.look(asks)
 
     def settle(self, asks: Sequence[Ask], true: Sequence[float], *, holder: str) -> None:
-        if self._away.settle(true, holder=holder):
+        if self._away.settle(asks, true, holder=holder):
             return
         told = [
             (ask, cost)

@@ -17,6 +17,7 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local writes = op ~= 'look'
 
 local ALMOST = 1e-9      -- Doubles do not add up exactly.
+local MOMENT_S = 1e-6    -- A wait that ends a rounding error too early would be refused again.
 local SLACK_S = 1        -- A key outlives what it says by so much.
 local LOOK_AGAIN_S = 0.05 -- Nobody knows when a place is left.
 local LONGEST_MS = 4e12  -- About a century; Redis takes no more than 2^63.
@@ -81,7 +82,7 @@ end
 
 function rate.wait(ask)
   if ask.cost > ask.burst then return math.huge end
-  return (ask.cost - ask.left) / ask.per_s
+  return (ask.cost - ask.left) / ask.per_s + MOMENT_S
 end
 
 function rate.full_in(ask) return (ask.burst - ask.left) / ask.per_s end
@@ -121,7 +122,8 @@ function strict.read(ask)
       at = now
       if writes then redis.call('ZADD', ask.key, exact(now), ask.log[i]) end
     end
-    if at > now - ask.period then
+    -- One that is exactly a period old still counts.
+    if at >= now - ask.period then
       local cost = tonumber(string.match(ask.log[i], '|([^|]*)$'))
       ask.used = ask.used + cost
       table.insert(ask.items, {at = at, cost = cost})
@@ -136,7 +138,7 @@ function strict.wait(ask)
   if ask.cost > ask.amount then return math.huge end
   for _, item in ipairs(ask.items) do
     short = short - item.cost
-    if short <= ALMOST then return item.at + ask.period - now end
+    if short <= ALMOST then return item.at + ask.period - now + MOMENT_S end
   end
   return 0
 end
@@ -147,7 +149,7 @@ function strict.full_in(ask)
 end
 
 function strict.take(ask)
-  redis.call('ZREMRANGEBYSCORE', ask.key, '-inf', exact(now - ask.period))
+  redis.call('ZREMRANGEBYSCORE', ask.key, '-inf', '(' .. exact(now - ask.period))
   redis.call('ZADD', ask.key, exact(now), holder .. '|' .. ask.cost_text)
   keep(ask.key, ask.period)
   table.insert(ask.items, {at = now, cost = ask.cost})

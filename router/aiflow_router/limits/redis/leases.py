@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from aiflow_router.limits.buckets import Standing, Verdict
 from aiflow_router.limits.rule import Ask, Rule
 
-# Calls that the first lease of a bucket is for; one that runs out early is followed by a bigger one.
+# Calls that the first lease of a bucket is for; after one that ran out early comes a bigger one.
 FIRST_CALLS = 4
 # A call that found others asking Redis looks again so often, then asks itself.
 LOOKS = 3
