@@ -59,6 +59,7 @@ class Buckets(Protocol):
         """The call has ended: its places are free, and it has cost this much in truth.
 
         More than was there makes a debt that later calls wait for. To be told once of each call
-        that was granted; where nothing was used (it never went anywhere) the costs are 0. Does not
-        wait for Redis, and does not fail: what could not be told there is counted.
+        that was granted, of what it was charged: of all "concurrency", and of other asks where the
+        cost was another one; where nothing was used (it never went anywhere) the costs are 0. Does
+        not wait for Redis, and does not fail: what could not be told there is counted.
         """

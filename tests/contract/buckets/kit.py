@@ -33,9 +33,9 @@ class World(Protocol):
 
 class InMemory:
     def __init__(self) -> None:
-        # The middle of a month and of a day.
-        self._now_s = 1_763_200_000.0
-        self.buckets = Memory(clock=self.now_s, wall=self.now_s)
+        self._now_s = 1000.0
+        # In the middle of a month and of a day.
+        self.buckets = Memory(clock=self.now_s, wall=lambda: 1_763_200_000.0 + self._now_s)
 
     def now_s(self) -> float:
         return self._now_s
