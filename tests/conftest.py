@@ -6,6 +6,7 @@ pytest_plugins = [
     "fixtures.node",
     "fixtures.pictures",
     "fixtures.redis",
+    "fixtures.postgres",
     "fixtures.triton",
     "fixtures.wheels",
 ]
