@@ -101,6 +101,12 @@ class Desk:
         back = replace(found, source="admin", origin=by, since_s=self._wall())
         return await self._put(back, text, expected=expected)
 
+    async def current(self) -> tuple[str, str]:
+        return self.policies.current.version, self.policies.current.text
+
+    async def replace(self, text: str, *, by: str, expected: str) -> None:
+        await self.set(text, name=NAME, by=by, expected=expected, dry_run=False)
+
     async def _put(self, found: Edition, text: str, *, expected: str) -> Outcome:
         if self._shelf is None:
             before = await self.policies.put(found, expected=expected)
