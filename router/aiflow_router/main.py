@@ -330,5 +330,7 @@ async def _administering(
         yield relays, handlers, policy.OwnersDesk(shared.owner)
         return
     async with keeping(policies, running=lambda: config, watched=watched) as kept:
+        if (store := kept.store) is not None:
+            front.metrics.watch_policy_store(lambda: store.age_s)
         service = policy.Service(kept.desk)
         yield service, policy.handlers(front, service=service), kept.desk

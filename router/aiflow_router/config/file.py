@@ -58,12 +58,17 @@ def parse(text: str, *, file: str = DEFAULT_FILE) -> Config:
     return _parsed(Config, text, file=file)
 
 
-def parse_policy(text: str, *, file: str = "policy") -> PolicyDocument:
-    """A document of what may change while the router runs. Raises ConfigError as `parse` does."""
-    return _parsed(PolicyDocument, text, file=file)
+def parse_policy(
+    text: str, *, file: str = "policy", running: Config | None = None
+) -> PolicyDocument:
+    """A document of what may change while the router runs. Raises ConfigError as `parse` does.
+
+    `running` is what the router runs by; it is to be possible there. None for anywhere.
+    """
+    return _parsed(PolicyDocument, text, file=file, running=running)
 
 
-def _parsed(kind: type[S], text: str, *, file: str) -> S:
+def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = None) -> S:
     root, value = _composed(text, file=file)
     if root is None:
         return kind()
@@ -81,7 +86,10 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
-            for problem in routes.check(found.routes, servable=_servable(found))
+            for problem in routes.check(
+                found.routes,
+                servable=_servable(found if isinstance(found, Config) else running),
+            )
         ]
         if not problems:
             return found
@@ -91,9 +99,9 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     )
 
 
-def _servable(found: Config | PolicyDocument) -> frozenset[str] | None:
+def _servable(running: Config | None) -> frozenset[str] | None:
     """The models that there ever can be; None where nothing says so."""
-    return found.discovery.only_models() if isinstance(found, Config) else None
+    return None if running is None else running.discovery.only_models()
 
 
 def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:

@@ -39,6 +39,7 @@ from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
 from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
+from aiflow_router.telemetry.policy import watch_store
 from aiflow_sdk.consul import ConsulRefusedError
 
 _log = structlog.get_logger(__name__)
@@ -125,6 +126,8 @@ class Supervisor:
                 keeping(self._policies, running=lambda: self._config, watched=self._watched)
             )
             self._file = kept.file
+            if (store := kept.store) is not None:
+                self._metrics.keeps_policy(lambda: store.age_s)
             owner = Owner(self._catalog, kept.desk, lambda: [*pool.serving(), *pool.leaving()])
             await stack.enter_async_context(owner.listening(self._folder / SUPERVISOR_SOCKET))
             http_address = await listen_http(stack, app, self._config.listen.http)
@@ -290,6 +293,9 @@ class _Metrics:
 
     def discovers(self, discovery: consul.Discovery) -> None:
         self._registry.register(DiscoveryAtScrape(discovery))
+
+    def keeps_policy(self, age_s: Callable[[], float]) -> None:
+        watch_store(self._registry, age_s)
 
     def text(self) -> str:
         return generate_latest(self._registry).decode()

@@ -23,7 +23,8 @@ def rules() -> list[dict[str, Any]]:
 
 async def test_every_metric_and_label_of_an_alert_exists(consul: Agent) -> None:
     named = {name for rule in rules() for name in re.findall(r"aiflow_\w+", rule["expr"])}
-    async with backend() as server, mesh(discovery(consul.address)) as running:
+    config = f"{discovery(consul.address)}\npolicy: {{consul_kv: {{key: aiflow/alerts}}}}\n"
+    async with backend() as server, mesh(config) as running:
         await register(consul, entry(server.address, "alerts", backend="alerts"))
         await until(lambda: "alerts" in running.router.view.snapshot.models)
         wrong = {"Name": "odd-alerts", "Port": 1, "Tags": ["aiflow"]}
@@ -48,7 +49,7 @@ def test_a_rule_says_what_is_wrong_and_how_bad_it_is(rule: dict[str, Any]) -> No
 @pytest.fixture(scope="session")
 def promtool() -> str:
     """Prometheus's own checker, which is fetched where there is none."""
-    command = [DEPLOY / "debian.sh", "promtool", "prometheus"]
+    command = [str(DEPLOY / "debian.sh"), "promtool", "prometheus"]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     return found.stdout.strip()
 

@@ -312,7 +312,12 @@ def test_an_empty_file_means_the_defaults() -> None:
             id="no address of Consul",
         ),
         pytest.param(
-            "policy: {consul_kv: {key: a, tls: {ca: x}}}",
+            "policy: {consul_kv: {key: a, token_file: t}}",
+            "`token_file` belongs to an `address`",
+            id="a token for nobody",
+        ),
+        pytest.param(
+            "policy: {consul_kv: {key: a, address: 'http://h:1', tls: {ca: x}}}",
             "`tls` has no effect",
             id="certificates for a connection that is not encrypted",
         ),
