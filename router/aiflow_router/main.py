@@ -70,7 +70,8 @@ async def serving(
         shared: None where this is the only process at its address.
         watched: the file whose changes are taken while it runs; None for none.
 
-    Raises AddressInUseError, and ConsulRefusedError where files for TLS to Consul cannot be used.
+    Raises AddressInUseError, CertificateError, and ConsulRefusedError where files for TLS to Consul
+    cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -133,7 +134,7 @@ async def serving(
             elsewhere=frozenset({health.SERVICE}),
         )
         server.add_generic_rpc_handlers((door, health.handler(healths)))
-        grpc_address = listen_grpc(server, config.listen.grpc)
+        grpc_address = listen_grpc(server, config.listen)
 
         async def stop() -> None:
             # After a drain the last answers are handed over but may not be on the wire yet.

@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from aiflow_router.config import routes
-from aiflow_router.config.config import Config, Listen
+from aiflow_router.config.config import Config
 from aiflow_router.config.discovery import Consul, Embedded
+from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument
 
 DEFAULT_FILE = "aiflow.yaml"

@@ -38,6 +38,7 @@ from aiflow_router.processes.pool import Pool
 from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
+from aiflow_router.rpc.tls import CertificateError, server_credentials
 from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
 from aiflow_router.telemetry.policy import watch_store
 from aiflow_sdk.consul import ConsulRefusedError
@@ -65,6 +66,8 @@ async def supervise(
                     f"{folder} is too long for Unix sockets in it: set TMPDIR to a folder with a "
                     "shorter name"
                 )
+            if config.listen.tls is not None:
+                server_credentials(config.listen.tls)  # Rather told here than by each worker.
             try:
                 address = stack.enter_context(reserved(config.listen.grpc))
             except OSError as error:
@@ -72,7 +75,7 @@ async def supervise(
             supervisor = Supervisor(config, watched=watched, folder=folder, address=address)
             await stack.enter_async_context(supervisor.running(listening))
             return await supervisor.until_told()
-    except (AddressInUseError, ChildError, ConsulRefusedError) as error:
+    except (AddressInUseError, CertificateError, ChildError, ConsulRefusedError) as error:
         return str(error)
 
 
