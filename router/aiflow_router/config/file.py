@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -83,7 +83,7 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
     try:
         found = kind.model_validate(value)
     except ValidationError as failure:
-        problems += [_problem(kind, root, error) for error in failure.errors()]
+        problems += [_problem(kind, root, error) for error in _own(failure.errors())]
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
@@ -158,6 +158,12 @@ def _tuples(value: Any, seen: Iterator[int]) -> Any:
 
 def _dotted(path: routes.Path) -> str:
     return ".".join(str(part) for part in path)
+
+
+def _own(errors: Sequence[Any]) -> Iterator[Any]:
+    """Without those of lists that are too short only because what is in them is wrong."""
+    inside = {tuple(error["loc"][:end]) for error in errors for end in range(len(error["loc"]))}
+    return (e for e in errors if e["type"] != "too_short" or tuple(e["loc"]) not in inside)
 
 
 def _problem(kind: type[BaseModel], root: yaml.Node, error: Any) -> tuple[yaml.Mark, str]:
