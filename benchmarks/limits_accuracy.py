@@ -123,7 +123,7 @@ async def reading(port: int, seen: Seen) -> None:
     parser = hiredis.Reader()
 
     async def asked(*command: str) -> Any:
-        writer.write(hiredis.pack_command(command)  # type: ignore[arg-type]  # of any length)
+        writer.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # of any length
         while (answer := parser.gets()) is False:
             parser.feed(await reader.read(65536))
         return answer
