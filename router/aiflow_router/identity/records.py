@@ -127,8 +127,11 @@ async def _pages(
     connection: AsyncConnection, statement: Select[Any]
 ) -> AsyncIterator[Sequence[Any]]:
     rows = await connection.stream(statement.execution_options(yield_per=PAGE))
-    async for page in rows.partitions():
-        yield page
+    try:
+        async for page in rows.partitions():
+            yield page
+    finally:
+        await rows.close()
 
 
 # What is the same in both: whose it is, and why it may not be good.
