@@ -17,6 +17,7 @@ from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
 from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
@@ -86,8 +87,22 @@ def table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics)
     )
 
 
-def admission(policies: Policies) -> Admission:
-    return Admission(Memory(clock=CLOCK), policies.current.rules)
+def buckets(config: Config) -> Memory | RedisBuckets:
+    """Those of the limits; in Redis they have to be run."""
+    local = Memory(clock=CLOCK)
+    if config.redis is None:
+        return local
+    return RedisBuckets(
+        config.redis.settings(),
+        prefix=config.redis.prefix,
+        local=local,
+        workers=config.listen.workers,
+        clock=CLOCK,
+    )
+
+
+def admission(policies: Policies, buckets: Memory | RedisBuckets) -> Admission:
+    return Admission(buckets, policies.current.rules)
 
 
 def front(

@@ -24,6 +24,7 @@ MAX = frozenset(
     {
         "aiflow_endpoints_batch_unknown",
         "aiflow_endpoints_undescribed",
+        "aiflow_limits_routers",
         "aiflow_panic",
         "aiflow_policy_info",
     }

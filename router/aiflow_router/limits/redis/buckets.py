@@ -58,7 +58,6 @@ class RedisBuckets:
         link: the connection.
         decided: verdicts by what decided.
         untold: settlements that Redis was not told, for it was away.
-        seat: this router among those that are alive.
     """
 
     def __init__(
@@ -100,7 +99,8 @@ class RedisBuckets:
         self._mark = ""
         self._leases = Leases(clock)
         self._away = Away(local)
-        self._away.seat = Seat(of=workers)
+        # Until Redis tells it its rank it takes the smallest share, as each worker does.
+        self._away.seat = Seat(of=workers, rank=workers - 1)
         # Places that calls have now, and those they left while Redis could not be told.
         self._places: dict[tuple[str, str], None] = {}
         self._left: dict[tuple[str, str], Ask] = {}
@@ -110,8 +110,9 @@ class RedisBuckets:
         return "redis" if self.link.up else "away"
 
     @property
-    def seat(self) -> Seat:
-        return self._away.seat
+    def routers(self) -> int:
+        """Processes that share these buckets, as far as this one knows."""
+        return self._away.seat.of
 
     async def run(self) -> None:
         """Until it is cancelled."""
