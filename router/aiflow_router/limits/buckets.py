@@ -12,7 +12,8 @@ from aiflow_router.limits.rule import Ask
 NEVER_S = math.inf
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, for one is made for each rule of each call, which would cost half as much again.
+@dataclass(slots=True)
 class Standing:
     """How a bucket stands after a decision.
 
@@ -28,7 +29,7 @@ class Standing:
     reset_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Verdict:
     """Whether a call goes; `standings` are those of what was asked, in the same order.
 

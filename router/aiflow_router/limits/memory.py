@@ -84,27 +84,33 @@ class Memory:
     def decide(self, asks: Sequence[Ask], holder: str | None) -> Verdict:
         """As `take`; nothing is taken where `holder` is None."""
         now_s = self._clock()
-        met: list[tuple[Bucket, float, float]] = []
+        buckets = self._buckets
+        before = len(buckets)
+        met: list[tuple[Ask, Bucket, float, float]] = []
         granted = True
-        before = len(self._buckets)
         for ask in asks:
             rule = ask.rule
             at_s = self._wall() if rule.kind in _BY_CALENDAR else now_s
-            bucket = self._bucket(ask.bucket, rule, at_s, keep=holder is not None)
-            wait_s = bucket.wait_s(rule, ask.cost, at_s)
+            found = buckets.get(ask.bucket)
+            # A rule of the same name may be of another kind by now.
+            if found is None or found[1] != rule.kind:
+                found = (KINDS[rule.kind](rule, at_s), rule.kind)
+                if holder is not None:
+                    buckets[ask.bucket] = found
+            wait_s = found[0].wait_s(rule, ask.cost, at_s)
             if wait_s and rule.mode == "enforce":
                 granted = False
-            met.append((bucket, wait_s, at_s))
+            met.append((ask, found[0], wait_s, at_s))
         if granted and holder is not None:
-            for ask, (bucket, wait_s, at_s) in zip(asks, met, strict=True):
+            for ask, bucket, wait_s, at_s in met:
                 if not wait_s:
                     bucket.take(ask.cost, holder, at_s)
         # Now that it is known which of the new ones are as good as new.
-        for _ in range(len(self._buckets) - before):
+        for _ in range(len(buckets) - before):
             self._make_room()
         return Verdict(
             granted=granted,
-            standings=tuple([bucket.standing(wait_s, at_s) for bucket, wait_s, at_s in met]),
+            standings=tuple([bucket.standing(wait_s, at_s) for _, bucket, wait_s, at_s in met]),
         )
 
     def settle(self, asks: Sequence[Ask], true: Sequence[float], *, holder: str) -> None:
@@ -120,16 +126,6 @@ class Memory:
         for name, (bucket, _) in self._buckets.items():
             if isinstance(bucket, Quota):
                 yield name, bucket
-
-    def _bucket(self, name: str, rule: Rule, at_s: float, *, keep: bool) -> Bucket:
-        found = self._buckets.get(name)
-        # A rule of the same name may be of another kind by now.
-        if found is not None and found[1] == rule.kind:
-            return found[0]
-        bucket = KINDS[rule.kind](rule, at_s)
-        if keep:
-            self._buckets[name] = (bucket, rule.kind)
-        return bucket
 
     def _make_room(self) -> None:
         """Forgets what is as good as new among a few; the oldest where there are too many."""

@@ -39,7 +39,7 @@ class Places:
 
     def standing(self, wait_s: float, now_s: float) -> Standing:  # noqa: ARG002 - of the seam
         free = max(0.0, self._rule.amount - len(self._held))
-        return Standing(remaining=free, wait_s=wait_s, reset_s=self._lasts_s if self._held else 0.0)
+        return Standing(free, wait_s, self._lasts_s if self._held else 0.0)
 
     def idle(self, now_s: float) -> bool:  # noqa: ARG002 - of the seam
         """Whether a new one would be the same, but for how long calls last."""

@@ -49,9 +49,9 @@ class Quota:
 
     def standing(self, wait_s: float, now_s: float) -> Standing:
         return Standing(
-            remaining=max(0.0, self._rule.amount - self.used),
-            wait_s=wait_s,
-            reset_s=max(0.0, self._ends_s - now_s),
+            max(0.0, self._rule.amount - self.used),
+            wait_s,
+            max(0.0, self._ends_s - now_s),
         )
 
     def idle(self, now_s: float) -> bool:

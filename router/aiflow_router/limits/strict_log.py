@@ -54,9 +54,9 @@ class StrictLog:
     def standing(self, wait_s: float, now_s: float) -> Standing:
         last_s = next((at_s for at_s, _ in reversed(self._log.values())), -NEVER_S)
         return Standing(
-            remaining=max(0.0, self._rule.amount - self._used),
-            wait_s=wait_s,
-            reset_s=max(0.0, last_s + self._rule.period_s - now_s),
+            max(0.0, self._rule.amount - self._used),
+            wait_s,
+            max(0.0, last_s + self._rule.period_s - now_s),
         )
 
     def idle(self, now_s: float) -> bool:
