@@ -313,9 +313,17 @@ def with_discovery(
 
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as plain values, without secrets."""
-    return config.model_dump(
+    found = config.model_dump(
         mode="json", exclude={"auth": {"keys": {"__all__": {"sha256"}}}}, exclude_none=True
     )
+    for section in ("redis", "storage"):
+        if section in found:
+            found[section]["url"] = _without_password(found[section]["url"])
+    return found
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"://[^/]*@", "://***@", url)
 
 
 def printed(config: Config) -> str:
