@@ -321,3 +321,16 @@ async def test_what_answers_and_is_no_redis_is_away(tmp_path: Path) -> None:
     async with other, redis_buckets(server) as buckets:
         assert buckets.state == "away"
         assert buckets.link.errors["refused"] == 1
+
+
+async def test_a_router_that_was_busy_itself_does_not_blame_redis(start_redis: StartRedis) -> None:
+    """The answer was there in time; this process came late to read it."""
+    one = ask(rule(amount=1000, burst=1000))
+    async with redis_buckets(start_redis(), timeout_s=0.05) as buckets:
+        for _ in range(5):
+            call = asyncio.create_task(taken(buckets, one))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # It is sent now.
+            time.sleep(0.1)  # noqa: ASYNC251 - the harm that is done
+            assert (await call).by == "redis"
+        assert not buckets.link.errors
