@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ class Redis:
         )
 
     def leases(self) -> Leases:
-        return Leases(lambda: self.now_s)
+        return Leases(lambda: self.now_s, lambda: 0.5)
 
 
 async def test_most_calls_ask_nobody() -> None:
@@ -191,8 +192,9 @@ def test_what_is_wanted(lease: Lease, now_s: float, expected: float) -> None:
 
 
 def test_a_bucket_left_alone_does_not_run_over() -> None:
-    assert pause_s(rule(burst=10)) == pytest.approx(0.05)
-    assert pause_s(rule(burst=1000)) == pytest.approx(0.5)
+    assert pause_s(rule(burst=10), 0.5) == pytest.approx(0.05)
+    assert pause_s(rule(burst=1000), 0.5) == pytest.approx(0.5)
+    assert pause_s(rule(burst=10), 1.0) < 0.1
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 5), st.floats(0, 0.4)), max_size=200))
@@ -212,3 +214,19 @@ async def test_no_more_passes_in_any_time_than_was_taken_a_lease_before(
         for at_s, cost in passed[first:]:
             total += cost
             assert total <= 20 + 10 * (at_s - passed[first][0] + 0.5) + 1e-6
+
+
+@pytest.mark.parametrize("asked", [0.9, 1.1, 3.0, 20.0], ids=lambda times: f"{times} of the rate")
+async def test_routers_that_share_a_bucket_ask_little_and_have_even_shares(asked: float) -> None:
+    redis = Redis(level=60.0, rate=120.0)
+    of = rule(amount=120.0, burst=60.0)
+    routers = [Leases(lambda: redis.now_s, random.Random(seed).random) for seed in range(4)]
+    granted = [0] * 4
+    calls = int(asked * 120 * 20)
+    for number in range(calls):
+        one = number % 4
+        granted[one] += (await routers[one].take([ask(of)], redis.decide)).granted
+        redis.passes(1 / (asked * 120))
+    assert len(redis.asked) <= 0.1 * calls
+    assert sum(granted) >= 0.97 * min(calls, 60 + 120 * 20)
+    assert max(granted) <= 1.35 * min(granted)

@@ -97,7 +97,7 @@ class RedisBuckets:
         self._prefix = f"{{{prefix}}}"
         self._name = secrets.token_hex(8)
         self._mark = ""
-        self._leases = Leases(clock)
+        self._leases = Leases(clock, draw)
         self._away = Away(local)
         # Until Redis tells it its rank it takes the smallest share, as each worker does.
         self._away.seat = Seat(of=workers, rank=workers - 1)
@@ -274,7 +274,9 @@ class RedisBuckets:
     def _arguments(
         self, op: str, holder: str, asks: Iterable[tuple[Ask, Value, Value]]
     ) -> list[Value]:
-        found: list[Value] = [op, holder, self._mark, PLACE_S]
+        # Where there are others, half of the rest stays for them.
+        most = 1.0 if self.routers == 1 else 0.5
+        found: list[Value] = [op, holder, self._mark, PLACE_S, most]
         for ask, seventh, eighth in asks:
             rule = ask.rule
             found += (rule.kind, rule.amount, rule.period_s, rule.burst, ask.cost, seventh, eighth)
