@@ -172,7 +172,7 @@ def test_what_is_wrong_is_said(text: str, expected: str) -> None:
 
 def test_a_limit_of_a_model_that_nobody_can_serve_is_refused() -> None:
     text = "limits: [{name: a, rate: 4/s, match: {model: gpt5}}]"
-    with pytest.raises(ConfigError, match="can never match: .* did you mean `gpt-5`"):
+    with pytest.raises(ConfigError, match=r"can never match: .* did you mean `gpt-5`"):
         parse(STATIC + text)
     parse(STATIC + text.replace("gpt5", "gpt-5"))
 
