@@ -22,6 +22,8 @@ from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.identity.directory import Directory
+from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.guards import Changing, Guards
@@ -86,10 +88,11 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    admission = parts.admission(policies)
-    identity = parts.identity(config, metrics)
     guards = Guards()
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
+    buckets = parts.buckets(config)
+    admission = parts.admission(policies, buckets)
+    identity = parts.identity(config, metrics)
     front = parts.front(
         config,
         admission=admission,
@@ -127,6 +130,7 @@ async def serving(
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
+        await _sharing(stack, buckets, metrics)
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -274,6 +278,17 @@ async def _discovered(
     )
     metrics.discovers(discovery)
     return discovery
+
+
+async def _sharing(stack: AsyncExitStack, buckets: Memory | RedisBuckets, metrics: Metrics) -> None:
+    """Connects to the Redis that has the buckets, where they are there; it may be away."""
+    if isinstance(buckets, Memory):
+        metrics.watch_store(None)
+        return
+    metrics.watch_store(buckets)
+    _started(stack, buckets.run())
+    stack.push_async_callback(buckets.leave)
+    await buckets.link.tried()
 
 
 def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:

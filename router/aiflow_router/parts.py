@@ -27,6 +27,7 @@ from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
 from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.policy.guards import Guards
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
@@ -101,8 +102,22 @@ def table(
     )
 
 
-def admission(policies: Policies) -> Admission:
-    return Admission(Memory(clock=CLOCK), policies.current.rules)
+def buckets(config: Config) -> Memory | RedisBuckets:
+    """Those of the limits; in Redis they have to be run."""
+    local = Memory(clock=CLOCK)
+    if config.redis is None:
+        return local
+    return RedisBuckets(
+        config.redis.settings(),
+        prefix=config.redis.prefix,
+        local=local,
+        workers=config.listen.workers,
+        clock=CLOCK,
+    )
+
+
+def admission(policies: Policies, buckets: Memory | RedisBuckets) -> Admission:
+    return Admission(buckets, policies.current.rules)
 
 
 def front(

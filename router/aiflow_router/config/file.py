@@ -321,9 +321,14 @@ def plain(config: Config) -> dict[str, Any]:
     found = config.model_dump(
         mode="json", exclude={"auth": {"keys": {"__all__": {"sha256"}}}}, exclude_none=True
     )
-    if config.storage is not None:
-        found["storage"]["url"] = config.storage.shown()
+    for section in ("redis", "storage"):
+        if section in found:
+            found[section]["url"] = _without_password(found[section]["url"])
     return found
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"://[^/]*@", "://***@", url)
 
 
 def printed(config: Config) -> str:

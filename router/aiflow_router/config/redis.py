@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, PlainSerializer, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aiflow_router.config.values import Section, Timeout, at
 from aiflow_router.limits.redis.link import Settings
 
 _FORMS = '"redis://HOST:PORT", "rediss://USER:PASSWORD@HOST:PORT/DATABASE" or "unix:///PATH"'
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
-
-
-def without_password(url: str) -> str:
-    """For whoever prints it."""
-    return re.sub(r"//[^@/]*@", "//", url)
 
 
 class RedisTls(Section):
@@ -49,7 +43,7 @@ class RedisTls(Section):
 
 
 class Redis(Section):
-    url: Annotated[str, PlainSerializer(without_password, when_used="json")] = Field(repr=False)
+    url: str = Field(repr=False)
     # Without an answer in that time Redis is away, until it answers again.
     timeout: Timeout = 0.02
     # Of all its keys. Routers with the same prefix share their limits.

@@ -14,6 +14,8 @@ from aiflow_router.limits.rule import Ask, Rule
 COME_AGAIN_S = 2.0
 # As many as policies have rules, and more.
 MOST_SHARES = 10_000
+# Calls that were let go and may be settled yet.
+MOST_GRANTED = 50_000
 _CLOSED = Standing(remaining=0.0, wait_s=COME_AGAIN_S, reset_s=COME_AGAIN_S)
 
 
@@ -66,7 +68,8 @@ class Away:
         self.seat = Seat()
         self._local = local
         # What calls were granted of the shares, by holder; also of those that were granted nothing,
-        # for of them nothing is to be settled elsewhere.
+        # for of them nothing is to be settled elsewhere. Many are never settled, for they cost what
+        # they asked for: the oldest are forgotten.
         self._granted: dict[str, tuple[Ask, ...]] = {}
         self._shares: dict[Rule, Rule | None] = {}
         self._shares_of = self.seat
@@ -77,11 +80,11 @@ class Away:
             return Verdict(granted=False, standings=tuple(parted.standings), by="closed")
         mine = tuple(parted.mine.values())
         if not mine:
-            self._granted[holder] = ()
+            self._remember(holder, ())
             return Verdict(granted=True, standings=tuple(parted.standings), by="open")
         verdict = await self._local.take(mine, holder=holder)
         if verdict.granted:
-            self._granted[holder] = mine
+            self._remember(holder, mine)
         return parted.filled(verdict)
 
     async def look(self, asks: Sequence[Ask]) -> Verdict:
@@ -100,6 +103,11 @@ class Away:
         settled = [ask for ask in granted if ask.bucket in costs]
         self._local.settle(settled, [costs[ask.bucket] for ask in settled], holder=holder)
         return True
+
+    def _remember(self, holder: str, granted: tuple[Ask, ...]) -> None:
+        self._granted[holder] = granted
+        if len(self._granted) > MOST_GRANTED:
+            del self._granted[next(iter(self._granted))]
 
     def _parted(self, asks: Sequence[Ask]) -> _Parted:
         parted = _Parted([], {})

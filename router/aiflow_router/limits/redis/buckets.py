@@ -58,7 +58,6 @@ class RedisBuckets:
         link: the connection.
         decided: verdicts by what decided.
         untold: settlements that Redis was not told, for it was away.
-        seat: this router among those that are alive.
     """
 
     def __init__(
@@ -98,9 +97,10 @@ class RedisBuckets:
         self._prefix = f"{{{prefix}}}"
         self._name = secrets.token_hex(8)
         self._mark = ""
-        self._leases = Leases(clock)
+        self._leases = Leases(clock, draw)
         self._away = Away(local)
-        self._away.seat = Seat(of=workers)
+        # Until Redis tells it its rank it takes the smallest share, as each worker does.
+        self._away.seat = Seat(of=workers, rank=workers - 1)
         # Places that calls have now, and those they left while Redis could not be told.
         self._places: dict[tuple[str, str], None] = {}
         self._left: dict[tuple[str, str], Ask] = {}
@@ -110,8 +110,9 @@ class RedisBuckets:
         return "redis" if self.link.up else "away"
 
     @property
-    def seat(self) -> Seat:
-        return self._away.seat
+    def routers(self) -> int:
+        """Processes that share these buckets, as far as this one knows."""
+        return self._away.seat.of
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -273,7 +274,9 @@ class RedisBuckets:
     def _arguments(
         self, op: str, holder: str, asks: Iterable[tuple[Ask, Value, Value]]
     ) -> list[Value]:
-        found: list[Value] = [op, holder, self._mark, PLACE_S]
+        # Where there are others, half of the rest stays for them.
+        most = 1.0 if self.routers == 1 else 0.5
+        found: list[Value] = [op, holder, self._mark, PLACE_S, most]
         for ask, seventh, eighth in asks:
             rule = ask.rule
             found += (rule.kind, rule.amount, rule.period_s, rule.burst, ask.cost, seventh, eighth)

@@ -2,7 +2,7 @@
 --
 -- KEYS  the mark of this state, then the bucket of each ask.
 -- ARGV  "take", "look" or "settle"; the holder; the mark that the router knows, "" for none; for how
---       many seconds a place is held; then of each ask:
+--       many seconds a place is held; what of the rest a lease may take; then of each ask:
 --       kind, amount, period in s, burst, cost, its seventh, and its eighth:
 --         to take or look: "enforce" or "shadow", and what to take beside the cost as a lease;
 --         to settle: the true cost, and "".
@@ -12,6 +12,7 @@
 -- The clock is Redis's own. It may be set back: then what was written "later" counts as written now.
 
 local op, holder, known, place_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local most_leased = tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local writes = op ~= 'look'
@@ -93,8 +94,7 @@ function rate.write(ask)
 end
 
 function rate.take(ask)
-  -- Half of the rest stays for the other routers.
-  ask.leased = math.max(0, math.min(ask.lease, (ask.left - ask.cost) / 2))
+  ask.leased = math.max(0, math.min(ask.lease, (ask.left - ask.cost) * most_leased))
   ask.left = ask.left - ask.cost - ask.leased
   rate.write(ask)
 end
@@ -225,7 +225,7 @@ kinds.month = quota
 
 local asks, granted = {}, true
 for i = 2, #KEYS do
-  local first = 5 + (i - 2) * 7
+  local first = 6 + (i - 2) * 7
   local ask = {
     key = KEYS[i], kind = ARGV[first], amount = tonumber(ARGV[first + 1]),
     period = tonumber(ARGV[first + 2]), burst = tonumber(ARGV[first + 3]),

@@ -44,7 +44,7 @@ class Lease:
         wanted: what was asked for last.
         asked_s: when that was.
         spent: since then.
-        dry_s: until then Redis is not asked for `dry_cost` or more, for it had not as much.
+        dry_s: until then Redis is not asked for `dry_cost` or more, for it has not as much.
         rest: what was left in Redis when it was asked last.
         full_s: when the bucket is full, as of then.
         asking: done when the question that is on its way is answered.
@@ -91,12 +91,13 @@ def wanted(lease: Lease, ask: Ask, now_s: float) -> float:
     return min(likely, rule.rate_per_s * rule.lease_s)
 
 
-def pause_s(rule: Rule) -> float:
+def pause_s(rule: Rule, draw: float) -> float:
     """How long a bucket that was found dry is left to fill, so that the next question is worth it.
 
-    It never fills up in that time, so nothing is lost by it.
+    It does not fill up in that time, so nothing is lost by it. `draw` is even in [0, 1): or of all
+    routers the same one would always come first, and have the most.
     """
-    return min(rule.lease_s, rule.burst / rule.rate_per_s) / 2
+    return min(rule.lease_s, rule.burst / rule.rate_per_s) * (0.25 + draw / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +108,14 @@ class _Part:
         lease: None where the rule has none.
         paid: what of the cost the lease had.
         wants: the next lease.
+        pause_s: until the next question, where there is not enough.
     """
 
     ask: Ask
     lease: Lease | None
     paid: float = 0.0
     wants: float = 0.0
+    pause_s: float = 0.0
 
     @property
     def sent(self) -> Ask | None:
@@ -127,7 +130,7 @@ class _Part:
         lease, ask = self.lease, self.ask
         if lease is None or standing.wait_s == 0 or math.isinf(standing.wait_s):
             return standing
-        wait_s = max(standing.wait_s, pause_s(ask.rule))
+        wait_s = max(standing.wait_s, self.pause_s)
         lease.dry_s, lease.dry_cost = now_s + wait_s, ask.cost
         return Standing(
             remaining=standing.remaining, wait_s=wait_s, reset_s=max(wait_s, standing.reset_s)
@@ -140,10 +143,14 @@ class _Part:
         if standing.wait_s > 0:  # In shadow, and not charged.
             lease.spend(-self.paid)
             return standing
+        per_s = lease.spent / max(now_s - lease.asked_s, 1e-3)
+        # Less than was wanted, and soon spent: it would be asked for the little that came in
+        # meanwhile, again and again, and who asks most would have it all.
+        scarce = leased < self.wants and leased < per_s * self.pause_s
+        lease.dry_s, lease.dry_cost = (now_s + self.pause_s if scarce else -math.inf), 0.0
         lease.tokens = lease.left(now_s) + leased
         lease.ends_s = now_s + self.ask.rule.lease_s
         lease.wanted, lease.asked_s, lease.spent = self.wants, now_s, self.ask.cost
-        lease.dry_s = -math.inf
         lease.rest, lease.full_s = standing.remaining, now_s + standing.reset_s
         return lease.standing(now_s)
 
@@ -151,8 +158,9 @@ class _Part:
 class Leases:
     """The leases of all buckets."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], draw: Callable[[], float]) -> None:
+        """Args: clock: monotonic seconds; draw: even in [0, 1)."""
+        self._clock, self._draw = clock, draw
         self._leases: dict[str, Lease] = {}
 
     def __len__(self) -> int:
@@ -221,7 +229,13 @@ class Leases:
             lease = self._leases[ask.bucket] = Lease()
         # What can never be granted is not paid in part either.
         paid = min(ask.cost, lease.left(now_s)) if ask.cost <= ask.rule.burst else 0.0
-        return _Part(ask=ask, lease=lease, paid=paid, wants=wanted(lease, ask, now_s))
+        return _Part(
+            ask=ask,
+            lease=lease,
+            paid=paid,
+            wants=wanted(lease, ask, now_s),
+            pause_s=pause_s(ask.rule, self._draw()),
+        )
 
     async def _ask(self, parts: Sequence[_Part], decide: Decide) -> Verdict:
         """Spends what leases have, and asks Redis for the rest and for new leases."""

@@ -119,9 +119,16 @@ class _Connection(asyncio.Protocol):
         self._out.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # any length will do
         ends_s = self._loop.time() + self.timeout_s
         self._waiting.append(_Waiting(future, ends_s, orphaned))
-        if self._timer is None:
-            self._timer = self._loop.call_at(ends_s, self._check)
+        self._look_at(ends_s)
         return future
+
+    def _look_at(self, ends_s: float) -> None:
+        """Looks then, or earlier, whether there is an answer."""
+        if self._timer is not None:
+            if self._timer.when() <= ends_s:
+                return
+            self._timer.cancel()  # From the greeting, which may take longer.
+        self._timer = self._loop.call_at(ends_s, self._check)
 
     def _flush(self) -> None:
         if self._transport is not None and not self._gone:
@@ -155,7 +162,7 @@ class _Connection(asyncio.Protocol):
         if ends_s <= self._loop.time():
             self.end(AwayError("timeout", f"no answer within {self.timeout_s * 1000:g} ms"))
         else:
-            self._timer = self._loop.call_at(ends_s, self._check)
+            self._look_at(ends_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end(AwayError("closed", f"the connection ended: {exc or 'closed by Redis'}"))
