@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc.aio
 import structlog
 from aiohttp import web
 
@@ -88,9 +89,8 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards = Guards()
+    guards, buckets = Guards(), parts.buckets(config)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
-    buckets = parts.buckets(config)
     admission = parts.admission(policies, buckets)
     identity = parts.identity(config, metrics)
     front = parts.front(
@@ -162,12 +162,7 @@ async def serving(
         server.add_generic_rpc_handlers((door, health.handler(healths)))
         grpc_address = listen_grpc(server, config.listen)
 
-        async def stop() -> None:
-            # After a drain the last answers are handed over but may not be on the wire yet.
-            await server.stop(LAST_ANSWERS_S if front.draining else None)
-
-        stack.push_async_callback(stop)
-
+        stack.push_async_callback(_stopped, server, front)
         app = _application(front, census=census, discovery=discovery, metrics=metrics)
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
@@ -201,6 +196,11 @@ async def serving(
             directory=identity.directory,
             engine=engine,
         )
+
+
+async def _stopped(server: grpc.aio.Server, front: Front) -> None:
+    # After a drain the last answers are handed over but may not be on the wire yet.
+    await server.stop(LAST_ANSWERS_S if front.draining else None)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
