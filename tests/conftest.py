@@ -5,6 +5,8 @@ pytest_plugins = [
     "fixtures.disks",
     "fixtures.node",
     "fixtures.pictures",
+    "fixtures.redis",
+    "fixtures.postgres",
     "fixtures.triton",
     "fixtures.wheels",
 ]

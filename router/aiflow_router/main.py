@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc.aio
 import structlog
 from aiohttp import web
 
@@ -21,6 +22,9 @@ from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
+from aiflow_router.identity.directory import Directory
+from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.guards import Changing, Guards
@@ -38,6 +42,7 @@ from aiflow_router.rpc import (
     reflection,
     registry,
 )
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
@@ -70,8 +75,8 @@ async def serving(
         shared: None where this is the only process at its address.
         watched: the file whose changes are taken while it runs; None for none.
 
-    Raises AddressInUseError, CertificateError, and ConsulRefusedError where files for TLS to Consul
-    cannot be used.
+    Raises AddressInUseError, CertificateError, StorageError, and ConsulRefusedError where files for
+    TLS to Consul cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -84,27 +89,48 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards = Guards()
+    guards, buckets = Guards(), parts.buckets(config)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
+    admission = parts.admission(policies, buckets)
+    identity = parts.identity(config, metrics)
     front = parts.front(
-        config, table=table, links=links, outliers=outliers, journal=journal, metrics=metrics
+        config,
+        admission=admission,
+        table=table,
+        links=links,
+        outliers=outliers,
+        journal=journal,
+        metrics=metrics,
+        keys=identity.keys,
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
     metrics.watch(census, undescribed=kinds.pending)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
-    _follow_policies(policies, table=table, batches=batches, healths=healths, metrics=metrics)
+    _follow_policies(
+        policies,
+        table=table,
+        admission=admission,
+        batches=batches,
+        healths=healths,
+        metrics=metrics,
+    )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
+        # Closed last of all: whatever ends may still have something to write.
+        engine = await stack.enter_async_context(
+            parts.storage(config, first=shared is None, identity=identity)
+        )
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
+        await _sharing(stack, buckets, metrics)
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -136,24 +162,8 @@ async def serving(
         server.add_generic_rpc_handlers((door, health.handler(healths)))
         grpc_address = listen_grpc(server, config.listen)
 
-        async def stop() -> None:
-            # After a drain the last answers are handed over but may not be on the wire yet.
-            await server.stop(LAST_ANSWERS_S if front.draining else None)
-
-        stack.push_async_callback(stop)
-
-        async def text() -> bytes:
-            return metrics.text()
-
-        app = http.application(
-            ready=lambda: not front.leaving,
-            known=lambda: discovery is None or discovery.known,
-            report=lambda: {
-                **census.served(),
-                **({} if discovery is None else {"discovery": discovery.report()}),
-            },
-            metrics=text,
-        )
+        stack.push_async_callback(_stopped, server, front)
+        app = _application(front, census=census, discovery=discovery, metrics=metrics)
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
         else:
@@ -167,6 +177,7 @@ async def serving(
                 loads=loads,
                 journal=journal,
                 metrics=metrics,
+                directory=identity.directory,
             )
         await server.start()
         _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -182,7 +193,14 @@ async def serving(
             watchers=(watchers, policy_watchers),
             policies=policies,
             metrics=metrics,
+            directory=identity.directory,
+            engine=engine,
         )
+
+
+async def _stopped(server: grpc.aio.Server, front: Front) -> None:
+    # After a drain the last answers are handed over but may not be on the wire yet.
+    await server.stop(LAST_ANSWERS_S if front.draining else None)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -202,6 +220,23 @@ def _report(task: asyncio.Task[None]) -> None:
         _log.error("a task of the router that should never end did", exc_info=error)
 
 
+def _application(
+    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
+) -> web.Application:
+    async def text() -> bytes:
+        return metrics.text()
+
+    return http.application(
+        ready=lambda: not front.leaving,
+        known=lambda: discovery is None or discovery.known,
+        report=lambda: {
+            **census.served(),
+            **({} if discovery is None else {"discovery": discovery.report()}),
+        },
+        metrics=text,
+    )
+
+
 async def _listen_inside(
     stack: AsyncExitStack,
     app: web.Application,
@@ -212,6 +247,7 @@ async def _listen_inside(
     loads: Loads,
     journal: Journal,
     metrics: Metrics,
+    directory: Directory | None,
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
     listener.end_steering(port)  # Of one that was killed.
@@ -220,6 +256,7 @@ async def _listen_inside(
         app,
         mirror=shared.mirror,
         policies=shared.policies,
+        directory=directory,
         census=census,
         loads=loads,
         journal=journal,
@@ -241,6 +278,17 @@ async def _discovered(
     )
     metrics.discovers(discovery)
     return discovery
+
+
+async def _sharing(stack: AsyncExitStack, buckets: Memory | RedisBuckets, metrics: Metrics) -> None:
+    """Connects to the Redis that has the buckets, where they are there; it may be away."""
+    if isinstance(buckets, Memory):
+        metrics.watch_store(None)
+        return
+    metrics.watch_store(buckets)
+    _started(stack, buckets.run())
+    stack.push_async_callback(buckets.leave)
+    await buckets.link.tried()
 
 
 def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:
@@ -296,12 +344,14 @@ def _follow_policies(
     policies: Policies,
     *,
     table: Table,
+    admission: Admission,
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
+    metrics.watch_limits(lambda: admission.counts)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
@@ -309,6 +359,7 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
+        admission.swap(found.rules)
         await batches.change(found.batched)
         healths.policy_changed()
 

@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal
+from pydantic import model_validator
 
-from pydantic import AfterValidator, Field, model_validator
-
+from aiflow_router.config.auth import Auth
 from aiflow_router.config.discovery import Discovery, Embedded
 from aiflow_router.config.health import Ejection, Health
+from aiflow_router.config.limit import Limit
+from aiflow_router.config.limits import Ground
 from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument, PolicySources
+from aiflow_router.config.redis import Redis
 from aiflow_router.config.route import Route
 from aiflow_router.config.storage import Storage
-from aiflow_router.config.values import (
-    Duration,
-    Name,
-    Section,
-    Zone,
-    first_twice,
-)
-from aiflow_router.identity.caller import Right
-from aiflow_router.identity.keys import KeyRecord
-
-
-def _sha256(value: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(
-            "must be the SHA-256 of the key as 64 lower-case hex digits: "
-            "`printf %s KEY | sha256sum` prints it"
-        )
-    return value
-
-
-class Key(Section):
-    name: Name
-    tenant: Name
-    sha256: Annotated[str, AfterValidator(_sha256)] = Field(repr=False)
-    may: Annotated[tuple[Right, ...], Field(min_length=1)] = ("call",)
-
-    def record(self) -> KeyRecord:
-        return KeyRecord(
-            name=self.name, tenant=self.tenant, sha256=self.sha256, may=frozenset(self.may)
-        )
-
-
-class Auth(Section):
-    mode: Literal["required", "optional"] = "optional"
-    keys: tuple[Key, ...] = ()
-
-    @model_validator(mode="after")
-    def _usable(self) -> Auth:
-        if self.mode == "required" and not self.keys:
-            raise ValueError("mode is `required` but there are no keys: nobody could call")
-        if twice := first_twice([key.name for key in self.keys]):
-            raise ValueError(f'two keys are named "{twice}"')
-        if first_twice([key.sha256 for key in self.keys]):
-            raise ValueError("two entries of keys are the same key")
-        return self
+from aiflow_router.config.values import Duration, Section, Zone, at
 
 
 class Config(Section):
@@ -66,9 +23,13 @@ class Config(Section):
     auth: Auth = Auth()
     # Where tenants, keys, credits and usage are; None for none but the keys here.
     storage: Storage | None = None
-    # What of it may change while the router runs: `routes`.
+    # Where the buckets of limits are; None for in this process.
+    redis: Redis | None = None
+    # What of it may change while the router runs: `routes` and `limits`.
     policy: PolicySources = PolicySources()
     routes: tuple[Route, ...] = ()
+    # All that match a call must pass, or none is charged.
+    limits: tuple[Limit, ...] = ()
     # The router's own; empty for no preference.
     zone: Zone = ""
     slow_start: Duration = 10.0
@@ -85,6 +46,33 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _somebody_can_call(self) -> Config:
+        auth, stored = self.auth, self.storage is not None
+        if auth.mode == "required" and not auth.keys and not stored:
+            raise at(
+                "auth",
+                why="mode is `required` but there are no keys: nobody could call; list some, or "
+                "add `storage` to have keys made by `aiflow key create`",
+            )
+        if auth.jwt is not None and not stored:
+            raise at(
+                "auth",
+                "jwt",
+                why="tokens are for members, and there are none: add `storage` to have some",
+            )
+        if auth.admin_key_file is not None and not stored:
+            raise at(
+                "auth",
+                "admin_key_file",
+                why="has no effect without `storage`: the first key is that of a new database",
+            )
+        return self
+
     def policy_document(self) -> PolicyDocument:
         """What of it may change while the router runs."""
-        return PolicyDocument(routes=self.routes)
+        return PolicyDocument(routes=self.routes, limits=self.limits)
+
+    def ground(self) -> Ground:
+        """What a policy has to stand on here."""
+        return Ground(workers=self.listen.workers, redis=self.redis is not None)

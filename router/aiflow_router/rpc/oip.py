@@ -81,9 +81,13 @@ class _Oip:
 
     async def model_infer(self, visit: Visit, request: bytes, context: Context) -> bytes:
         name = self._asked(visit, request)
-        if (course := self._table.courses.get(name)) is not None:
+        course = self._table.courses.get(name)
+        plan = None if course is not None else self._table.model(name)
+        if (admission := self._front.admission).limited:
+            await admission.admit(visit, "model", name, size_bytes=len(request))
+        if course is not None:
             return await self._by(visit, course, request, context, inference=True)
-        plan = self._table.model(name)
+        assert plan is not None  # noqa: S101 - what has no course has a plan
         if plan.cache is not None or plan.shadow is not None:
             call = self._front.call(visit, plan, context, timeout_s=plan.timeout_s)
             answer = await infer(self._front, visit, call, plan, request)
@@ -124,8 +128,10 @@ class _Oip:
             return service_pb2.ModelReadyResponse(ready=False).SerializeToString()  # type: ignore[no-any-return]
 
     async def model_statistics(self, visit: Visit, request: bytes, context: Context) -> bytes:
-        work = self.read if model_name(request) else self.merged
-        return await work(visit, request, context)
+        if not model_name(request):
+            _check_scope(visit, "")  # Of all models: not for a key that is for some.
+            return await self.merged(visit, request, context)
+        return await self.read(visit, request, context)
 
     async def merged(self, visit: Visit, request: bytes, context: Context) -> bytes:
         """Serialized messages joined end to end are the message with their lists joined."""
@@ -168,15 +174,21 @@ class _Oip:
 
         def take(message: bytes, call: Call) -> bytes:
             name = model_name(self._front.check_size(message))
+            if name != asked:
+                _check_scope(visit, name)
             if name == asked != call.plan.name:
                 return renamed(message, call.plan.name)
             if name != call.plan.name:
                 _served_by_the_pinned(name, call)
             return message
 
-        if (course := self._table.courses.get(asked)) is not None:
+        course = self._table.courses.get(asked)
+        plan = None if course is not None else self._table.model(asked)
+        if (admission := self._front.admission).limited:
+            await admission.admit(visit, "model", asked, size_bytes=len(first))
+        if course is not None:
             return await stream_by(self._front, visit, course, first, context, take=take)
-        plan = self._table.model(asked)
+        assert plan is not None  # noqa: S101 - what has no course has a plan
         call = self._front.call(visit, plan, context)
         async with self._front.place(visit, plan):
             return await forward_stream(
@@ -229,7 +241,15 @@ class _Oip:
         name = visit.asked = model_name(request)
         if self._table.knows_model(name):
             visit.label = name
+        _check_scope(visit, name)
         return name
+
+
+def _check_scope(visit: Visit, model: str) -> None:
+    """Raises PermissionDeniedError."""
+    caller = visit.caller
+    if caller.scope is not None:
+        caller.scope.check_model(model, caller.key)
 
 
 def _served_by_the_pinned(name: str, call: Call) -> None:

@@ -29,6 +29,9 @@ from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
 from aiflow_router.telemetry.gates import Gates, GatesAtScrape
 from aiflow_router.telemetry.histograms import Histograms
+from aiflow_router.telemetry.identity import IdentityAtScrape, Known
+from aiflow_router.telemetry.limits import LimitsAtScrape, StoreAtScrape
+from aiflow_router.telemetry.limits import Shared as SharedBuckets
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
@@ -242,6 +245,14 @@ class Metrics:
         """`caches` gives those of models whose routes have one, by name."""
         self.registry.register(CachesAtScrape(caches))
 
+    def watch_store(self, shared: SharedBuckets | None) -> None:
+        """Where the buckets of limits are; None: in this process."""
+        self.registry.register(StoreAtScrape(shared))
+
+    def watch_limits(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """`counts` gives decisions by rule and result."""
+        self.registry.register(LimitsAtScrape(counts))
+
     def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
         """`in_force` gives the version, and the kind of its source."""
         self.registry.register(_PolicyAtScrape(in_force))
@@ -269,6 +280,10 @@ class Metrics:
     def mirrors(self, following: Callable[[], bool], lost: Callable[[], int]) -> None:
         """For a catalog that another process owns."""
         self.registry.register(_Mirrored(following, lost))
+
+    def watch_identity(self, known: Known, *, jwks_problem: Callable[[], str] | None) -> None:
+        """`jwks_problem` says what is wrong with the keys of tokens; None where there are none."""
+        self.registry.register(IdentityAtScrape(known, jwks_problem))
 
     def before_scrape(self, settle: Callable[[], None]) -> None:
         """`settle` counts what was noted and not counted yet."""
