@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc.aio
 import structlog
 from aiohttp import web
 
@@ -21,6 +22,7 @@ from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
+from aiflow_router.identity.directory import Directory
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.guards import Changing, Guards
@@ -71,8 +73,8 @@ async def serving(
         shared: None where this is the only process at its address.
         watched: the file whose changes are taken while it runs; None for none.
 
-    Raises AddressInUseError, CertificateError, and ConsulRefusedError where files for TLS to Consul
-    cannot be used.
+    Raises AddressInUseError, CertificateError, StorageError, and ConsulRefusedError where files for
+    TLS to Consul cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -87,6 +89,7 @@ async def serving(
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     guards = Guards()
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
+    identity = parts.identity(config, metrics)
     admission = parts.admission(policies)
     front = parts.front(
         config,
@@ -96,6 +99,7 @@ async def serving(
         outliers=outliers,
         journal=journal,
         metrics=metrics,
+        keys=identity.keys,
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
@@ -114,6 +118,10 @@ async def serving(
         catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
+        # Closed last of all: whatever ends may still have something to write.
+        engine = await stack.enter_async_context(
+            parts.storage(config, first=shared is None, identity=identity)
+        )
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
@@ -151,24 +159,8 @@ async def serving(
         server.add_generic_rpc_handlers((door, health.handler(healths)))
         grpc_address = listen_grpc(server, config.listen)
 
-        async def stop() -> None:
-            # After a drain the last answers are handed over but may not be on the wire yet.
-            await server.stop(LAST_ANSWERS_S if front.draining else None)
-
-        stack.push_async_callback(stop)
-
-        async def text() -> bytes:
-            return metrics.text()
-
-        app = http.application(
-            ready=lambda: not front.leaving,
-            known=lambda: discovery is None or discovery.known,
-            report=lambda: {
-                **census.served(),
-                **({} if discovery is None else {"discovery": discovery.report()}),
-            },
-            metrics=text,
-        )
+        stack.push_async_callback(_stopped, server, front)
+        app = _application(front, census=census, discovery=discovery, metrics=metrics)
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
         else:
@@ -182,6 +174,7 @@ async def serving(
                 loads=loads,
                 journal=journal,
                 metrics=metrics,
+                directory=identity.directory,
             )
         await server.start()
         _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -197,7 +190,33 @@ async def serving(
             watchers=(watchers, policy_watchers),
             policies=policies,
             metrics=metrics,
+            directory=identity.directory,
+            engine=engine,
         )
+
+
+async def _stopped(server: grpc.aio.Server, front: Front) -> None:
+    # After a drain the last answers are handed over but may not be on the wire yet.
+    await server.stop(LAST_ANSWERS_S if front.draining else None)
+
+
+def _application(
+    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
+) -> web.Application:
+    """The HTTP side, as any router has it."""
+
+    async def text() -> bytes:
+        return metrics.text()
+
+    return http.application(
+        ready=lambda: not front.leaving,
+        known=lambda: discovery is None or discovery.known,
+        report=lambda: {
+            **census.served(),
+            **({} if discovery is None else {"discovery": discovery.report()}),
+        },
+        metrics=text,
+    )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -227,6 +246,7 @@ async def _listen_inside(
     loads: Loads,
     journal: Journal,
     metrics: Metrics,
+    directory: Directory | None,
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
     listener.end_steering(port)  # Of one that was killed.
@@ -235,6 +255,7 @@ async def _listen_inside(
         app,
         mirror=shared.mirror,
         policies=shared.policies,
+        directory=directory,
         census=census,
         loads=loads,
         journal=journal,
