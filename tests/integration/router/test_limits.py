@@ -297,7 +297,7 @@ async def test_sessions_have_buckets_of_their_own() -> None:
 
 async def put(to: Limited, document: str) -> None:
     stub = policy_pb2_grpc.PolicyServiceStub(to.mesh.channel)
-    await stub.Set(policy_pb2.SetPolicyRequest(document=document))  # type: ignore[misc]
+    await stub.Set(policy_pb2.SetPolicyRequest(document=document))
 
 
 async def test_limits_change_while_the_router_runs_and_keep_what_was_used() -> None:
