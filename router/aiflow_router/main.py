@@ -23,7 +23,7 @@ from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.identity.directory import Directory
-from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
@@ -89,10 +89,9 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards, buckets = Guards(), parts.buckets(config)
+    guards, identity = Guards(), parts.identity(config, metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
-    admission = parts.admission(policies, buckets)
-    identity = parts.identity(config, metrics)
+    admission = parts.admission(config, policies)
     front = parts.front(
         config,
         admission=admission,
@@ -130,7 +129,7 @@ async def serving(
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
-        await _sharing(stack, buckets, metrics)
+        await _sharing(stack, admission.buckets, metrics)
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -280,9 +279,9 @@ async def _discovered(
     return discovery
 
 
-async def _sharing(stack: AsyncExitStack, buckets: Memory | RedisBuckets, metrics: Metrics) -> None:
+async def _sharing(stack: AsyncExitStack, buckets: Buckets, metrics: Metrics) -> None:
     """Connects to the Redis that has the buckets, where they are there; it may be away."""
-    if isinstance(buckets, Memory):
+    if not isinstance(buckets, RedisBuckets):
         metrics.watch_store(None)
         return
     metrics.watch_store(buckets)

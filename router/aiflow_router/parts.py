@@ -26,6 +26,7 @@ from aiflow_router.identity.jwks import JwksFile
 from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
+from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.policy.guards import Guards
@@ -102,7 +103,7 @@ def table(
     )
 
 
-def buckets(config: Config) -> Memory | RedisBuckets:
+def _buckets(config: Config) -> Buckets:
     """Those of the limits; in Redis they have to be run."""
     local = Memory(clock=CLOCK)
     if config.redis is None:
@@ -116,8 +117,8 @@ def buckets(config: Config) -> Memory | RedisBuckets:
     )
 
 
-def admission(policies: Policies, buckets: Memory | RedisBuckets) -> Admission:
-    return Admission(buckets, policies.current.rules)
+def admission(config: Config, policies: Policies) -> Admission:
+    return Admission(_buckets(config), policies.current.rules)
 
 
 def front(
@@ -141,8 +142,8 @@ def front(
         limit_bytes=limit_bytes,
     )
     return Front(
-        keys=keys,
         admission=admission,
+        keys=keys,
         table=table,
         sender=sender,
         shadows=Shadows(table=table, sender=sender, metrics=metrics),
