@@ -29,6 +29,7 @@ MAX = frozenset(
         "aiflow_identity_keys",
         "aiflow_panic",
         "aiflow_policy_info",
+        "aiflow_quotas_age_seconds",
     }
 )
 # About one process; told apart by a label.
