@@ -114,6 +114,7 @@ async def serving(
         batches=batches,
         healths=healths,
         metrics=metrics,
+        keeps=config.storage is not None,
     )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
@@ -123,6 +124,7 @@ async def serving(
         engine = await stack.enter_async_context(
             parts.storage(config, first=shared is None, identity=identity)
         )
+        await stack.enter_async_context(parts.quotas(admission, engine, metrics))
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
@@ -347,6 +349,7 @@ def _follow_policies(
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
+    keeps: bool,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
@@ -359,9 +362,11 @@ def _follow_policies(
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
         admission.swap(found.rules)
+        parts.warn_of_quotas(found.rules, kept=keeps)
         await batches.change(found.batched)
         healths.policy_changed()
 
+    parts.warn_of_quotas(policies.current.rules, kept=keeps)
     policies.follow(put)
 
 
