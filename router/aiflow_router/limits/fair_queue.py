@@ -7,12 +7,15 @@ in proportion to their weights, whoever sent more, and one that was idle is next
 tenant it is first come, first served. Only who is served is charged: a call that leaves the queue
 has cost its tenant nothing.
 
-Who has waited for `ages` moves up a level, and joins it as if it had come just then. So the lowest
-is passed by no more than what comes in `ages` x its level, and its tenant's share of the rest.
+Who was passed by higher levels for `ages` moves up one. Each turn that goes to a higher level
+counts, with the time since the turn before it, and no other time: else the old calls of a tenant
+that sends too many would move up, past the new ones of a tenant that sends few. Known weakness:
+where higher levels had all turns for `ages`, those who moved up go before what comes then below,
+for `ages` at most.
 
-Pure: no clock of its own. `now` may count seconds, or calls; it must not go back. Finding a place
-takes log(tenants that wait) comparisons and moves a list's tail; only to count who is ahead each
-tenant that waits is looked at (0.2 us each).
+Pure: no clock of its own. `now` may count seconds, or calls served; it does not go back. To find a
+place takes log(tenants that wait) comparisons and moves the end of a list; only to count who is
+ahead, each tenant that waits is looked at (0.2 us each).
 """
 
 from __future__ import annotations
@@ -36,18 +39,19 @@ class Waiter:
         weight: the tenant's share, above 0; that of the call that came last holds.
         level: 0 is served first; the queue moves it up.
         cost: what it takes of that which is waited for.
-        moves_up: when it does, as `now`; None where it has not waited yet.
+        patience: for how long it may still be passed before it moves up; None for all of the
+            queue's `ages`.
+        moves_up: when it does, by the clock of its level.
         number: calls that joined before it.
-        queue: where it waits, while it does.
     """
 
     tenant: str = ""
     weight: float = 1.0
     level: int = 0
     cost: float = 1.0
-    moves_up: float | None = None
+    patience: float | None = None
+    moves_up: float = 0.0
     number: int = 0
-    queue: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +73,9 @@ class FairQueue(Generic[W]):
     def __init__(self, *, levels: int, ages: float) -> None:
         self.ages = ages
         self._levels: list[_Level[W]] = [_Level() for _ in range(levels)]
+        self._turned = 0.0  # When the last turn was.
         self._joined = 0
         self._size = 0
-        # Of the levels below the first: when, and of equal times who came first.
-        self._ageing: list[tuple[float, int, W]] = []
 
     def __len__(self) -> int:
         return self._size
@@ -83,33 +86,34 @@ class FairQueue(Generic[W]):
         return sum(level.cost for level in self._levels)
 
     def join(self, waiter: W, now: float) -> None:
-        """One that was in another queue before keeps the age that it had there."""
-        self._move_up(now)
+        """One that was in another queue before keeps the patience that it had left there."""
+        if not self._size:
+            self._turned = now
         waiter.number = self._joined
-        waiter.queue = self
         self._joined += 1
         self._size += 1
-        if waiter.moves_up is None:
-            waiter.moves_up = now + self.ages
-        self._place(waiter)
-        self._move_up(now)
+        patience = self.ages if waiter.patience is None else waiter.patience
+        # The turn that comes may count from the last one on, and did not keep this one waiting.
+        self._place(waiter, now - self._turned + patience)
 
     def leave(self, waiter: W) -> None:
         """Before it was its turn."""
-        self._levels[waiter.level].leave(waiter)
-        self._gone(waiter)
+        level = self._levels[waiter.level]
+        level.leave(waiter)
+        waiter.patience = waiter.moves_up - level.clock
+        self._size -= 1
 
-    def first(self, now: float) -> W | None:
-        self._move_up(now)
+    def first(self) -> W | None:
         return next((level.first() for level in self._levels if level.size), None)
 
     def take(self, now: float) -> W:
-        """The first, which is served now. Raises IndexError where nobody waits."""
-        self._move_up(now)
-        for level in self._levels:
+        """The first, whose turn it is. Raises IndexError where nobody waits."""
+        for number, level in enumerate(self._levels):
             if level.size:
                 waiter = level.take()
-                self._gone(waiter)
+                self._size -= 1
+                self._passed(number, now - self._turned)
+                self._turned = now
                 return waiter
         raise IndexError("nobody waits")
 
@@ -129,27 +133,18 @@ class FairQueue(Generic[W]):
             cost=beside.cost + sum(level.cost for level in above),
         )
 
-    def _place(self, waiter: W) -> None:
-        self._levels[waiter.level].join(waiter)
-        if waiter.level and waiter.moves_up is not None:
-            heapq.heappush(self._ageing, (waiter.moves_up, waiter.number, waiter))
+    def _place(self, waiter: W, patience: float) -> None:
+        patience = patience if waiter.level else math.inf
+        self._levels[waiter.level].join(waiter, patience=patience)
 
-    def _move_up(self, now: float) -> None:
-        while self._ageing and self._ageing[0][0] <= now:
-            due, _, waiter = heapq.heappop(self._ageing)
-            # Or it is gone, and may wait elsewhere or be here again by now.
-            if waiter.queue is self and waiter.level and waiter.moves_up == due:
-                self._levels[waiter.level].leave(waiter)
+    def _passed(self, number: int, took: float) -> None:
+        """All levels below that one were, for so long."""
+        for level in self._levels[number + 1 :]:
+            level.clock += took
+            while (waiter := level.due()) is not None:
+                level.leave(waiter)
                 waiter.level -= 1
-                waiter.moves_up = due + self.ages
-                self._place(waiter)
-
-    def _gone(self, waiter: W) -> None:
-        waiter.queue = None
-        self._size -= 1
-        if len(self._ageing) > 2 * self._size + 64:
-            self._ageing = [item for item in self._ageing if item[2].queue is self]
-            heapq.heapify(self._ageing)
+                self._place(waiter, self.ages)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -181,11 +176,13 @@ class _Level(Generic[W]):
 
     Attributes:
         size: how many wait, as `cost` is what they cost together.
+        clock: for how long it was passed by higher ones.
     """
 
     def __init__(self) -> None:
         self.size = 0
         self.cost = 0.0
+        self.clock = 0.0
         self._flows: dict[str, _Flow[W]] = {}
         self._heads: list[_Turn] = []
         self._tails: list[_Turn] = []
@@ -193,6 +190,8 @@ class _Level(Generic[W]):
         # Where the last calls of tenants ended that wait no more, while somebody waits.
         self._ends: dict[str, float] = {}
         self._ends_bound = 64
+        # By this level's clock, and of equal times who came first.
+        self._ageing: list[tuple[float, int, W]] = []
 
     def first(self) -> W:
         return self._flows[self._heads[0][2]].first()
@@ -200,7 +199,22 @@ class _Level(Generic[W]):
     def last(self) -> W:
         return self._flows[self._tails[-1][2]].last()
 
-    def join(self, waiter: W) -> None:
+    def due(self) -> W | None:
+        """Who moves up by now, of several the oldest."""
+        while self._ageing and self._ageing[0][0] <= self.clock:
+            moves_up, _, waiter = self._ageing[0]
+            if self._has(waiter) and waiter.moves_up == moves_up:
+                return waiter
+            heapq.heappop(self._ageing)
+        return None
+
+    def join(self, waiter: W, *, patience: float) -> None:
+        waiter.moves_up = self.clock + patience
+        if patience < math.inf:
+            heapq.heappush(self._ageing, (waiter.moves_up, waiter.number, waiter))
+        if len(self._ageing) > 2 * self.size + 64:
+            self._ageing = [item for item in self._ageing if self._has(item[2])]
+            heapq.heapify(self._ageing)
         flow = self._flows.get(waiter.tenant)
         if flow is None:
             start = max(self._now, self._ends.get(waiter.tenant, 0.0))
@@ -248,6 +262,10 @@ class _Level(Generic[W]):
             calls += earlier
             cost += earlier * mean
         return Ahead(calls=calls, cost=cost)
+
+    def _has(self, waiter: W) -> bool:
+        flow = self._flows.get(waiter.tenant)
+        return flow is not None and waiter in flow.waiting
 
     def _remove(self, waiter: W, *, served: bool) -> None:
         tenant = waiter.tenant

@@ -101,9 +101,9 @@ class Gate:
     """Lets `limit` calls in and `queue` wait; nobody waits while there is room.
 
     The queue is fair: by priority, within it by the tenants' weights. It ages by calls, not by
-    time, so a slow backend does not undo priorities: each time that `queue` others have joined
-    behind a call it moves up a priority. A full queue sheds who is last in this order, who may be
-    the newcomer. With `shadow` nobody waits or is refused; what would have been is counted apart.
+    time, so a slow backend does not undo priorities: who was passed by `queue` calls of higher
+    ones moves up by one. A full queue sheds who is last in this order, who may be the newcomer.
+    With `shadow` nobody waits or is refused; what would have been is counted apart.
 
     Attributes:
         inflight: calls inside.
@@ -134,7 +134,7 @@ class Gate:
         self._gradient = gradient
         self._rng = rng
         self._line: FairQueue[Ticket] = FairQueue(levels=len(PRIORITIES), ages=max(1, queue))
-        self._joined = 0
+        self._served = 0  # Of those who waited: the clock by which they age.
 
     @property
     def adaptive(self) -> bool:
@@ -177,7 +177,6 @@ class Gate:
         if reason is not None:
             self._line.leave(ticket)
             return self._refuse(ticket, reason, ahead)
-        self._joined += 1
         self.waiting += 1
         self._cut()
         return ticket
@@ -229,7 +228,7 @@ class Gate:
 
     def _lined_up(self, ticket: Ticket, now_s: float) -> tuple[int, Reason | None]:
         """Puts it into the line; how many go before it there, and why it cannot stay."""
-        self._line.join(ticket, self._joined)
+        self._line.join(ticket, self._served)
         full = self.waiting >= self.queue and self._line.last() is ticket
         ahead = self.waiting if full else self._line.ahead(ticket).calls
         return ahead, self._against(ticket, ahead, now_s, full=full)
@@ -250,7 +249,7 @@ class Gate:
 
     def _admit(self, now_s: float) -> None:
         while self.inflight < self.limit or self.shadow:
-            ticket = self._line.first(self._joined)
+            ticket = self._line.first()
             if ticket is None:
                 return
             self.waiting -= 1
@@ -258,7 +257,8 @@ class Gate:
                 self._line.leave(ticket)
                 ticket.refusal = self._refuse(ticket, "DEADLINE_EXCEEDED", 0)
             else:
-                self._line.take(self._joined)
+                self._served += 1
+                self._line.take(self._served)
                 ticket.entered = True
                 self.inflight += 1
             ticket.wake()

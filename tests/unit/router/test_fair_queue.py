@@ -91,31 +91,62 @@ def test_who_leaves_has_cost_its_tenant_nothing(gone: list[int]) -> None:
     assert tenants(leaving=True) == tenants(leaving=False)
 
 
-def test_who_has_waited_moves_up_a_level_at_a_time() -> None:
+def passed(full: FairQueue[Waiter], now: float) -> None:
+    """A turn goes to a call that has just come."""
+    full.join(waiter("passes", level=0), now)
+    assert full.take(now).tenant == "passes"
+
+
+def test_who_is_passed_for_long_moves_up_a_level_at_a_time() -> None:
     full = queue(ages=10)
-    low = waiter("A", level=2)
+    low, normal = waiter("A", level=2), waiter("B", level=1)
     full.join(low, 0.0)
-    full.join(waiter("B", level=1), 9.0)
-    first_normal = full.first(9.9)
-    assert first_normal is not None
-    assert (first_normal.tenant, low.level) == ("B", 2)
-    full.first(10.0)
+    full.join(normal, 5.0)
+    passed(full, 9.9)
+    assert low.level == 2
+    passed(full, 10.0)
+    assert (low.level, normal.level) == (1, 1)
+    passed(full, 14.9)
+    assert normal.level == 1
+    passed(full, 15.0)
+    assert normal.level == 0
+    assert full.take(19.0) is normal
     assert low.level == 1
-    late = waiter("B", level=0)
-    full.join(late, 25.0)
-    assert low.level == 0
-    assert full.take(25.0) is low, "it has been there since 20"
+    assert full.take(50.0) is low
 
 
-def test_who_moves_to_another_queue_keeps_its_age() -> None:
-    one, other = queue(ages=10), queue(ages=10)
-    low = waiter(level=2)
+def test_only_turns_of_higher_levels_make_one_move_up() -> None:
+    full = queue(*(waiter("A", level=1) for _ in range(9)), ages=10)
+    for now in range(0, 80, 10):
+        last = full.last()
+        full.take(now)
+    assert last.level == 1
+    full.join(waiter("B", level=1), 99)
+    passed(full, 99)
+    assert last.level == 0, "nobody else had a turn since 70"
+
+
+def test_old_calls_of_who_sends_too_many_do_not_pass_new_ones_of_who_sends_few() -> None:
+    full = queue(*(waiter("loud", level=1) for _ in range(100)), ages=10)
+    for now in range(0, 1000, 20):
+        full.join(waiter("quiet", level=1), now)
+        turns = [full.take(now + 1).tenant, full.take(now + 2).tenant]
+        assert "quiet" in turns
+
+
+def test_who_moves_to_another_queue_keeps_the_patience_it_has_left() -> None:
+    one, other = queue(waiter("B", 2), ages=10), queue(waiter("B", 2), ages=10)
+    low = waiter("A", level=2)
     one.join(low, 0.0)
+    passed(one, 8.0)
     one.leave(low)
+    passed(other, 8.0)
     other.join(low, 8.0)
-    assert one.first(50.0) is None
-    assert other.first(10.0) is low
+    passed(other, 9.9)
+    assert low.level == 2
+    passed(other, 10.0)
     assert low.level == 1
+    assert len(one) == 1
 
 
 def test_the_last_is_of_the_lowest_priority_and_of_who_sent_most() -> None:
@@ -136,7 +167,7 @@ def test_nothing_is_kept_of_those_who_have_gone() -> None:
         full.leave(third)
         assert (full.take(0.0), full.take(0.0)) == (first, second)
     assert len(full) == 1
-    assert len(full._ageing) < 200
+    assert len(full._levels[2]._ageing) < 200
     assert len(full._levels[2]._ends) < 200
 
 
@@ -234,7 +265,7 @@ class Waiting(RuleBasedStateMachine):
     @rule(after=st.floats(0, 10))
     def serve(self, after: float) -> None:
         self.now += after
-        first = self.queue.first(self.now)
+        first = self.queue.first()
         assert (first is None) == (not self.here)
         if first is not None:
             assert self.queue.ahead(first).calls == 0
@@ -276,7 +307,7 @@ def test_who_came_last_is_told_how_many_go_first(calls: list[tuple[str, int]], s
         newest = waiter(tenant, level, weight=weights[tenant])
         full.join(newest, 0.0)
     for _ in range(min(served, len(full) - 1)):
-        if full.first(0.0) is not newest:
+        if full.first() is not newest:
             full.take(0.0)
     ahead = full.ahead(newest)
     order = drained(full)
