@@ -37,6 +37,7 @@ from aiflow_router.rpc import (
     reflection,
     registry,
 )
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
@@ -83,15 +84,29 @@ async def serving(
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics)
+    admission = parts.admission(policies)
     front = parts.front(
-        config, table=table, links=links, outliers=outliers, journal=journal, metrics=metrics
+        config,
+        admission=admission,
+        table=table,
+        links=links,
+        outliers=outliers,
+        journal=journal,
+        metrics=metrics,
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
     metrics.watch(census, undescribed=kinds.pending)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
-    _follow_policies(policies, table=table, batches=batches, healths=healths, metrics=metrics)
+    _follow_policies(
+        policies,
+        table=table,
+        admission=admission,
+        batches=batches,
+        healths=healths,
+        metrics=metrics,
+    )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
 
@@ -292,12 +307,14 @@ def _follow_policies(
     policies: Policies,
     *,
     table: Table,
+    admission: Admission,
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
+    metrics.watch_limits(lambda: admission.counts)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
@@ -305,6 +322,7 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
+        admission.swap(found.rules)
         await batches.change(found.batched)
         healths.policy_changed()
 

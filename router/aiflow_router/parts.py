@@ -16,10 +16,12 @@ from aiflow_router.forwarding.health_check import HealthChecks
 from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.identity.keys import Keys
+from aiflow_router.limits.memory import Memory
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.telemetry.journal import Journal
@@ -84,9 +86,14 @@ def table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics)
     )
 
 
+def admission(policies: Policies) -> Admission:
+    return Admission(Memory(clock=CLOCK), policies.current.rules)
+
+
 def front(
     config: Config,
     *,
+    admission: Admission,
     table: Table,
     links: Links,
     outliers: Outliers,
@@ -106,6 +113,7 @@ def front(
         keys=Keys(
             [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
         ),
+        admission=admission,
         table=table,
         sender=sender,
         shadows=Shadows(table=table, sender=sender, metrics=metrics),

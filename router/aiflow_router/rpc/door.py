@@ -69,6 +69,8 @@ class Door(grpc.GenericRpcHandler):
         async def unary(visit: Visit, request: bytes, context: Context) -> bytes:
             visit.asked = service
             plan = front.table.service(service)
+            if front.admission.limited:
+                await front.admission.admit(visit, "service", service, size_bytes=len(request))
             return await front.forward(
                 visit, plan, request, context, may_repeat=may_repeat, gate=plan.gates.unary
             )
@@ -76,6 +78,8 @@ class Door(grpc.GenericRpcHandler):
         async def stream(visit: Visit, context: Context) -> Iterable[Pair]:
             visit.asked = service
             plan = front.table.service(service)
+            if front.admission.limited:
+                await front.admission.admit(visit, "service", service, size_bytes=0)
             call = front.call(visit, plan, context)
             async with front.place(visit, plan):
                 return await forward_stream(
