@@ -190,9 +190,15 @@ class Gate:
         tenant: str = "",
         weight: float = 1.0,
     ) -> Outlook:
-        """What a call that came now would meet; nothing is counted."""
+        """What a call that came now would meet; nothing is counted.
+
+        Where no tenant is named it is meant of the one who would wait longest.
+        """
         if self.inflight < self.limit and not self.waiting:
             return Outlook(ahead=0, wait_s=0.0)
+        if not tenant and self.waiting:
+            last = self._line.last()
+            tenant, weight = last.tenant, last.weight
         ticket = _ticket(priority, tenant, weight, joined_s=now_s, deadline_s=deadline_s)
         if self.shadow:
             ahead = max(0, self.inflight - self.limit)
