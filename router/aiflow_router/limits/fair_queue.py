@@ -24,6 +24,7 @@ import heapq
 import math
 from bisect import bisect_left, insort
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -108,14 +109,18 @@ class FairQueue(Generic[W]):
 
     def take(self, now: float) -> W:
         """The first, whose turn it is. Raises IndexError where nobody waits."""
-        for number, level in enumerate(self._levels):
-            if level.size:
-                waiter = level.take()
-                self._size -= 1
-                self._passed(number, now - self._turned)
-                self._turned = now
-                return waiter
-        raise IndexError("nobody waits")
+        waiter = self.first()
+        if waiter is None:
+            raise IndexError("nobody waits")
+        self.serve(waiter, now)
+        return waiter
+
+    def serve(self, waiter: W, now: float) -> None:
+        """It has its turn now, whether it is the first or was when its turn began."""
+        self._levels[waiter.level].serve(waiter)
+        self._size -= 1
+        self._passed(waiter.level, now - self._turned)
+        self._turned = now
 
     def last(self) -> W:
         """Who would be served last if nobody came. Raises IndexError where nobody waits."""
@@ -123,6 +128,10 @@ class FairQueue(Generic[W]):
             if level.size:
                 return level.last()
         raise IndexError("nobody waits")
+
+    def inside(self) -> list[W]:
+        """All who wait, by level and tenant."""
+        return [waiter for level in self._levels for waiter in level.inside()]
 
     def ahead(self, waiter: W) -> Ahead:
         """Of one that waits here. Where costs of a tenant's calls differ it is an estimate."""
@@ -208,6 +217,10 @@ class _Level(Generic[W]):
             heapq.heappop(self._ageing)
         return None
 
+    def inside(self) -> Iterator[W]:
+        for flow in self._flows.values():
+            yield from flow.waiting
+
     def join(self, waiter: W, *, patience: float) -> None:
         waiter.moves_up = self.clock + patience
         if patience < math.inf:
@@ -231,11 +244,9 @@ class _Level(Generic[W]):
     def leave(self, waiter: W) -> None:
         self._remove(waiter, served=False)
 
-    def take(self) -> W:
-        waiter = self.first()
+    def serve(self, waiter: W) -> None:
         self._now = self._heads[0][0]
         self._remove(waiter, served=True)
-        return waiter
 
     def ahead(self, waiter: W) -> Ahead:
         own = self._flows[waiter.tenant]
