@@ -84,7 +84,7 @@ async def serving(
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics)
-    admission = parts.admission(policies)
+    admission = parts.admission(policies, metrics=metrics)
     front = parts.front(
         config,
         admission=admission,
@@ -313,8 +313,8 @@ def _follow_policies(
     metrics: Metrics,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
-    metrics.watch_gates(table.gates)
-    metrics.watch_limits(lambda: admission.counts)
+    metrics.watch_gates(table.gates, admission.waiting.lines)
+    metrics.watch_limits(lambda: admission.counts, admission.waits)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)

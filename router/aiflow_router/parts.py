@@ -86,8 +86,13 @@ def table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics)
     )
 
 
-def admission(policies: Policies) -> Admission:
-    return Admission(Memory(clock=CLOCK), policies.current.rules)
+def admission(policies: Policies, *, metrics: Metrics) -> Admission:
+    return Admission(
+        Memory(clock=CLOCK),
+        policies.current.rules,
+        clock=CLOCK,
+        waited=lambda label, waited_s: metrics.queue_wait(label)(waited_s),
+    )
 
 
 def front(

@@ -79,7 +79,12 @@ def waits_for(asks: Sequence[Ask], verdict: Verdict) -> Ask | None:
 
 
 class Line:
-    """Of one bucket; `rule` is the one that was asked by last."""
+    """Of one bucket.
+
+    Attributes:
+        rule: the one by which all ask who are in it.
+        trying: who asks now; till it is told nobody else does.
+    """
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -93,7 +98,6 @@ class Line:
 
     def told(self, ask: Ask, standing: Standing, now_s: float) -> None:
         """What a verdict says of the bucket."""
-        self.rule, self._rate_per_s = ask.rule, ask.rule.rate_per_s
         if ask.rule.kind == "concurrency":
             # Each place comes free once in the time that a call lasts.
             self._rate_per_s = ask.rule.amount / max(standing.reset_s, SHORTEST_S)
@@ -188,8 +192,11 @@ class Lines:
     def tried(self, place: Place, verdict: Verdict, now_s: float) -> None:
         """What it was told; where it was granted it has its place no more."""
         for ask, standing in zip(place.asks, verdict.standings, strict=True):
-            if (line := self._lines.get(ask.bucket)) is not None and standing.wait_s < NEVER_S:
-                line.told(ask, standing, now_s)
+            found = self._lines.get(ask.bucket)
+            if found is not None and found.rule is ask.rule and standing.wait_s < NEVER_S:
+                found.told(ask, standing, now_s)
+        if not place.waits:
+            return  # It was sent away meanwhile.
         line = self._lines[place.ask.bucket]
         line.trying = None
         if verdict.granted:
@@ -218,6 +225,7 @@ class Lines:
             for place in line.queue.inside():
                 if any(ask.rule is not current.get(ask.rule.name) for ask in place.asks):
                     place.stale = True
+                    self._out(line, place)
                     place.wake()
 
     def outlook(

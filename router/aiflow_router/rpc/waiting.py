@@ -104,7 +104,7 @@ class Waiting:
                 ask = waits_for(place.asks, verdict)
                 if ask is None:
                     return verdict
-                if ask.bucket != place.ask.bucket:
+                if place.waits and ask.bucket != place.ask.bucket:
                     self.lines.leave(place)
                     place.ask = ask
                     self._join(visit, place, verdict, holder=holder)

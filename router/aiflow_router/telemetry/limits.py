@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 
 class LimitsAtScrape:
-    def __init__(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+    def __init__(
+        self,
+        counts: Callable[[], Mapping[tuple[str, str], int]],
+        waiting: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._counts = counts
+        self._waiting = waiting
 
     def collect(self) -> Iterable[Metric]:
         decisions = CounterMetricFamily(
@@ -19,4 +24,9 @@ class LimitsAtScrape:
         )
         for found, count in self._counts().items():
             decisions.add_metric(found, count)
-        return (decisions,)
+        waiting = GaugeMetricFamily(
+            "aiflow_ratelimit_waiting", "Calls that wait for a limit.", labels=("rule",)
+        )
+        for rule, count in self._waiting().items():
+            waiting.add_metric((rule,), count)
+        return (decisions, waiting)
