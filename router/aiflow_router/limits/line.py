@@ -27,8 +27,10 @@ from aiflow_router.limits.rule import Ask, Rule
 # A delay to come back after: its bounds. Longer than at a gate, for a limit may be a few a minute.
 SOONEST_S = 0.05
 LATEST_S = 300.0
-# Between two tries of the first, whatever a verdict says.
-SHORTEST_S = 0.001
+# Asked a rounding error too early, it would be asked for twice.
+_LATER_S = 1e-6
+# Calls that last no time would free places at no end of a rate.
+_SHORTEST_S = 0.001
 
 
 def _nobody() -> None:
@@ -100,9 +102,9 @@ class Line:
         """What a verdict says of the bucket."""
         if ask.rule.kind == "concurrency":
             # Each place comes free once in the time that a call lasts.
-            self._rate_per_s = ask.rule.amount / max(standing.reset_s, SHORTEST_S)
+            self._rate_per_s = ask.rule.amount / max(standing.reset_s, _SHORTEST_S)
         if standing.wait_s:
-            self._next_s = now_s + max(standing.wait_s, SHORTEST_S)
+            self._next_s = now_s + standing.wait_s
             self._empty_s = self._next_s - ask.cost / self._rate_per_s
         else:
             self._next_s = now_s
@@ -118,7 +120,7 @@ class Line:
         if self.trying is not None or self.queue.first() is not place:
             return math.inf
         if self.rule.kind == "rate":
-            return self._empty_s + place.cost / self._rate_per_s
+            return self._empty_s + place.cost / self._rate_per_s + _LATER_S
         return self._next_s
 
     def wait_s(self, ahead: float, cost: float, now_s: float) -> float:
