@@ -176,7 +176,7 @@ def test_shares_are_those_of_the_weights(weights: list[int], kind: Kind) -> None
         str(n): Tenant(every_s=0.004 / (n + 1), weight=weight, cost=1.0 + n % 2)
         for n, weight in enumerate(weights)
     }
-    seen = Simulated(limit(100, kind=kind, burst=2), tenants).run(12)
+    seen = Simulated(limit(100, kind=kind, burst=2), tenants).run(25)
     for n, weight in enumerate(weights):
         assert seen.share(str(n)) == pytest.approx(weight / sum(weights), rel=0.05)
 
