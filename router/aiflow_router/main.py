@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc.aio
 import structlog
 from aiohttp import web
 
@@ -21,8 +22,10 @@ from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
+from aiflow_router.identity.directory import Directory
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
+from aiflow_router.policy.guards import Changing, Guards
 from aiflow_router.policy.keeping import Watched, keeping, of_the_file
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.table import Table
@@ -70,7 +73,8 @@ async def serving(
         shared: None where this is the only process at its address.
         watched: the file whose changes are taken while it runs; None for none.
 
-    Raises AddressInUseError, and ConsulRefusedError where files for TLS to Consul cannot be used.
+    Raises AddressInUseError, CertificateError, StorageError, and ConsulRefusedError where files for
+    TLS to Consul cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -83,7 +87,9 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    table = parts.table(config, policies, loads=loads, metrics=metrics)
+    guards = Guards()
+    table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
+    identity = parts.identity(config, metrics)
     admission = parts.admission(policies, metrics=metrics)
     front = parts.front(
         config,
@@ -93,6 +99,7 @@ async def serving(
         outliers=outliers,
         journal=journal,
         metrics=metrics,
+        keys=identity.keys,
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
@@ -111,6 +118,10 @@ async def serving(
         catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
+        # Closed last of all: whatever ends may still have something to write.
+        engine = await stack.enter_async_context(
+            parts.storage(config, first=shared is None, identity=identity)
+        )
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
@@ -121,9 +132,10 @@ async def serving(
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
         watchers, registering = _registering(front, catalog, census, loads, shared)
-        policy_watchers, administering = await stack.enter_async_context(
+        policy_watchers, administering, changing = await stack.enter_async_context(
             _administering(front, policies, config=config, watched=watched, shared=shared)
         )
+        _started(stack, guards.run(changing))
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -145,26 +157,10 @@ async def serving(
             elsewhere=frozenset({health.SERVICE}),
         )
         server.add_generic_rpc_handlers((door, health.handler(healths)))
-        grpc_address = listen_grpc(server, config.listen.grpc)
+        grpc_address = listen_grpc(server, config.listen)
 
-        async def stop() -> None:
-            # After a drain the last answers are handed over but may not be on the wire yet.
-            await server.stop(LAST_ANSWERS_S if front.draining else None)
-
-        stack.push_async_callback(stop)
-
-        async def text() -> bytes:
-            return metrics.text()
-
-        app = http.application(
-            ready=lambda: not front.leaving,
-            known=lambda: discovery is None or discovery.known,
-            report=lambda: {
-                **census.served(),
-                **({} if discovery is None else {"discovery": discovery.report()}),
-            },
-            metrics=text,
-        )
+        stack.push_async_callback(_stopped, server, front)
+        app = _application(front, census=census, discovery=discovery, metrics=metrics)
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
         else:
@@ -178,6 +174,7 @@ async def serving(
                 loads=loads,
                 journal=journal,
                 metrics=metrics,
+                directory=identity.directory,
             )
         await server.start()
         _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -193,7 +190,33 @@ async def serving(
             watchers=(watchers, policy_watchers),
             policies=policies,
             metrics=metrics,
+            directory=identity.directory,
+            engine=engine,
         )
+
+
+async def _stopped(server: grpc.aio.Server, front: Front) -> None:
+    # After a drain the last answers are handed over but may not be on the wire yet.
+    await server.stop(LAST_ANSWERS_S if front.draining else None)
+
+
+def _application(
+    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
+) -> web.Application:
+    """The HTTP side, as any router has it."""
+
+    async def text() -> bytes:
+        return metrics.text()
+
+    return http.application(
+        ready=lambda: not front.leaving,
+        known=lambda: discovery is None or discovery.known,
+        report=lambda: {
+            **census.served(),
+            **({} if discovery is None else {"discovery": discovery.report()}),
+        },
+        metrics=text,
+    )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -223,6 +246,7 @@ async def _listen_inside(
     loads: Loads,
     journal: Journal,
     metrics: Metrics,
+    directory: Directory | None,
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
     listener.end_steering(port)  # Of one that was killed.
@@ -231,6 +255,7 @@ async def _listen_inside(
         app,
         mirror=shared.mirror,
         policies=shared.policies,
+        directory=directory,
         census=census,
         loads=loads,
         journal=journal,
@@ -337,12 +362,15 @@ async def _administering(
     config: Config,
     watched: Watched | None,
     shared: Shared | None,
-) -> AsyncIterator[tuple[Closing, registry.Handlers]]:
-    """Who watches, and the handlers of PolicyService: its own, or its owner's passed on."""
+) -> AsyncIterator[tuple[Closing, registry.Handlers, Changing]]:
+    """Who watches, the handlers of PolicyService, and its desk: its own, or its owner's."""
     if shared is not None:
         relays = Relays(shared.owner, policy.WATCH)
-        yield relays, policy.relayed(front, owner=shared.owner, relays=relays)
+        handlers = policy.relayed(front, owner=shared.owner, relays=relays)
+        yield relays, handlers, policy.OwnersDesk(shared.owner)
         return
     async with keeping(policies, running=lambda: config, watched=watched) as kept:
+        if (store := kept.store) is not None:
+            front.metrics.watch_policy_store(lambda: store.age_s)
         service = policy.Service(kept.desk)
-        yield service, policy.handlers(front, service=service)
+        yield service, policy.handlers(front, service=service), kept.desk

@@ -2,105 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from typing import Annotated, Literal
+from pydantic import model_validator
 
-from pydantic import AfterValidator, Field, model_validator
-
+from aiflow_router.config.auth import Auth
 from aiflow_router.config.discovery import Discovery, Embedded
 from aiflow_router.config.health import Ejection, Health
 from aiflow_router.config.limit import Limit
 from aiflow_router.config.limits import Ground
+from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument, PolicySources
 from aiflow_router.config.route import Route
 from aiflow_router.config.storage import Storage
-from aiflow_router.config.values import (
-    Duration,
-    ListenAddress,
-    Name,
-    Section,
-    Timeout,
-    Zone,
-    first_twice,
-)
-from aiflow_router.identity.caller import Right
-from aiflow_router.identity.keys import KeyRecord
-
-DEFAULT_CONNECTION_AGE_S = 30.0
-
-
-def _sha256(value: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(
-            "must be the SHA-256 of the key as 64 lower-case hex digits: "
-            "`printf %s KEY | sha256sum` prints it"
-        )
-    return value
-
-
-class Listen(Section):
-    grpc: ListenAddress = "127.0.0.1:7600"
-    http: ListenAddress = "127.0.0.1:7601"
-    # Processes that share listen.grpc.
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
-    # When a caller's connection is asked to be made anew; None: never with one worker, with more
-    # after DEFAULT_CONNECTION_AGE_S, for by this connections move from a worker to its successor.
-    max_connection_age: Timeout | None = None
-    max_message_mb: Annotated[int, Field(ge=1, le=512)] = 64
-    # Calls that one connection may have open at once; the caller's gRPC holds further ones back.
-    max_concurrent_streams: Annotated[int, Field(ge=1, le=100_000)] = 1024
-    # Above it a new connection is closed at once.
-    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
-    # Whether compressed requests are taken; without it they are UNIMPLEMENTED, and a small request
-    # cannot grow to a thousand times its size in the router's memory.
-    compression: bool = True
-    # After shutdown is announced and before new calls are refused: time for callers to notice.
-    drain_grace: Duration = 1.0
-    # How long calls in flight may take to end after that.
-    drain_timeout: Duration = 30.0
-
-    @model_validator(mode="after")
-    def _possible(self) -> Listen:
-        if self.workers > 1 and sys.platform != "linux":
-            raise ValueError("workers: more than 1 is possible on Linux only; remove it here")
-        return self
-
-    def max_message_bytes(self) -> int:
-        return self.max_message_mb * 1024 * 1024
-
-    def connection_age_s(self) -> float | None:
-        """How old a connection may become; None where it may for ever."""
-        if self.max_connection_age is None and self.workers > 1:
-            return DEFAULT_CONNECTION_AGE_S
-        return self.max_connection_age
-
-
-class Key(Section):
-    name: Name
-    tenant: Name
-    sha256: Annotated[str, AfterValidator(_sha256)] = Field(repr=False)
-    may: Annotated[tuple[Right, ...], Field(min_length=1)] = ("call",)
-
-    def record(self) -> KeyRecord:
-        return KeyRecord(
-            name=self.name, tenant=self.tenant, sha256=self.sha256, may=frozenset(self.may)
-        )
-
-
-class Auth(Section):
-    mode: Literal["required", "optional"] = "optional"
-    keys: tuple[Key, ...] = ()
-
-    @model_validator(mode="after")
-    def _usable(self) -> Auth:
-        if self.mode == "required" and not self.keys:
-            raise ValueError("mode is `required` but there are no keys: nobody could call")
-        if twice := first_twice([key.name for key in self.keys]):
-            raise ValueError(f'two keys are named "{twice}"')
-        if first_twice([key.sha256 for key in self.keys]):
-            raise ValueError("two entries of keys are the same key")
-        return self
+from aiflow_router.config.values import Duration, Section, Zone, at
 
 
 class Config(Section):
@@ -127,6 +40,29 @@ class Config(Section):
             raise ValueError(
                 f'zone: no static endpoint is in zone "{self.zone}" and none can register, so it '
                 "would have no effect"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_can_call(self) -> Config:
+        auth, stored = self.auth, self.storage is not None
+        if auth.mode == "required" and not auth.keys and not stored:
+            raise at(
+                "auth",
+                why="mode is `required` but there are no keys: nobody could call; list some, or "
+                "add `storage` to have keys made by `aiflow key create`",
+            )
+        if auth.jwt is not None and not stored:
+            raise at(
+                "auth",
+                "jwt",
+                why="tokens are for members, and there are none: add `storage` to have some",
+            )
+        if auth.admin_key_file is not None and not stored:
+            raise at(
+                "auth",
+                "admin_key_file",
+                why="has no effect without `storage`: the first key is that of a new database",
             )
         return self
 

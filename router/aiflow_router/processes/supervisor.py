@@ -38,7 +38,10 @@ from aiflow_router.processes.pool import Pool
 from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
+from aiflow_router.rpc.tls import CertificateError, server_credentials
+from aiflow_router.storage.database import StorageError
 from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
+from aiflow_router.telemetry.policy import watch_store
 from aiflow_sdk.consul import ConsulRefusedError
 
 _log = structlog.get_logger(__name__)
@@ -64,6 +67,8 @@ async def supervise(
                     f"{folder} is too long for Unix sockets in it: set TMPDIR to a folder with a "
                     "shorter name"
                 )
+            if config.listen.tls is not None:
+                server_credentials(config.listen.tls)  # Rather told here than by each worker.
             try:
                 address = stack.enter_context(reserved(config.listen.grpc))
             except OSError as error:
@@ -71,7 +76,13 @@ async def supervise(
             supervisor = Supervisor(config, watched=watched, folder=folder, address=address)
             await stack.enter_async_context(supervisor.running(listening))
             return await supervisor.until_told()
-    except (AddressInUseError, ChildError, ConsulRefusedError) as error:
+    except (
+        AddressInUseError,
+        CertificateError,
+        ChildError,
+        ConsulRefusedError,
+        StorageError,
+    ) as error:
         return str(error)
 
 
@@ -107,7 +118,7 @@ class Supervisor:
     async def running(self, listening: Callable[[str, str], None]) -> AsyncIterator[None]:
         """Workers, catalog and HTTP side, until the block ends.
 
-        Raises ChildError and ConsulRefusedError.
+        Raises ChildError, ConsulRefusedError and StorageError.
         """
         self._take_signals()
         pool = self._pool
@@ -118,6 +129,8 @@ class Supervisor:
             metrics=self._text,
         )
         async with contextlib.AsyncExitStack() as stack:
+            # Before any worker opens it: the schema is brought up to date once.
+            await stack.enter_async_context(parts.storage(self._config, first=True))
             stack.callback(self._catalog.close)
             await self._discover(stack)
             await self._catalog.settled()
@@ -125,6 +138,8 @@ class Supervisor:
                 keeping(self._policies, running=lambda: self._config, watched=self._watched)
             )
             self._file = kept.file
+            if (store := kept.store) is not None:
+                self._metrics.keeps_policy(lambda: store.age_s)
             owner = Owner(self._catalog, kept.desk, lambda: [*pool.serving(), *pool.leaving()])
             await stack.enter_async_context(owner.listening(self._folder / SUPERVISOR_SOCKET))
             http_address = await listen_http(stack, app, self._config.listen.http)
@@ -216,6 +231,7 @@ class Supervisor:
             "discovery.embedded": (old.discovery.embedded, new.discovery.embedded),
             "discovery.consul": (old.discovery.consul, new.discovery.consul),
             "policy": (old.policy, new.policy),
+            "storage": (old.storage, new.storage),
         }
         changed = [key for key, (before, after) in fixed.items() if before != after]
         if changed:
@@ -290,6 +306,9 @@ class _Metrics:
 
     def discovers(self, discovery: consul.Discovery) -> None:
         self._registry.register(DiscoveryAtScrape(discovery))
+
+    def keeps_policy(self, age_s: Callable[[], float]) -> None:
+        watch_store(self._registry, age_s)
 
     def text(self) -> str:
         return generate_latest(self._registry).decode()

@@ -68,6 +68,7 @@ class Door(grpc.GenericRpcHandler):
 
         async def unary(visit: Visit, request: bytes, context: Context) -> bytes:
             visit.asked = service
+            _check_scope(visit, service)
             plan = front.table.service(service)
             if front.admission.limited:
                 await front.admission.admit(
@@ -80,6 +81,7 @@ class Door(grpc.GenericRpcHandler):
 
         async def stream(visit: Visit, context: Context) -> Iterable[Pair]:
             visit.asked = service
+            _check_scope(visit, service)
             plan = front.table.service(service)
             if front.admission.limited:
                 await front.admission.admit(visit, "service", service, context, size_bytes=0)
@@ -103,6 +105,13 @@ class Door(grpc.GenericRpcHandler):
 
     def _forget(self) -> None:
         self._handlers = dict(self._own)
+
+
+def _check_scope(visit: Visit, service: str) -> None:
+    """Raises PermissionDeniedError."""
+    caller = visit.caller
+    if caller.scope is not None:
+        caller.scope.check_service(service, caller.key)
 
 
 def _service(method: str) -> str:

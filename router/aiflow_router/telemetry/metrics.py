@@ -23,11 +23,13 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from aiflow_router.telemetry import policy
 from aiflow_router.telemetry.batches import BatchesAtScrape, Filled
 from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
 from aiflow_router.telemetry.gates import Gates, GatesAtScrape, Lines
 from aiflow_router.telemetry.histograms import Histograms
+from aiflow_router.telemetry.identity import IdentityAtScrape, Known
 from aiflow_router.telemetry.limits import LimitsAtScrape
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
@@ -250,9 +252,12 @@ class Metrics:
         """`counts` gives decisions by rule and result."""
         self.registry.register(LimitsAtScrape(counts, waiting))
 
-    def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
-        """`policy` gives the version in force, and the kind of its source."""
-        self.registry.register(_PolicyAtScrape(policy))
+    def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
+        """`in_force` gives the version, and the kind of its source."""
+        self.registry.register(_PolicyAtScrape(in_force))
+
+    def watch_policy_store(self, age_s: Callable[[], float]) -> None:
+        policy.watch_store(self.registry, age_s)
 
     def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
         """`shares` gives the parts of each split model's calls, by the model they go to."""
@@ -274,6 +279,10 @@ class Metrics:
     def mirrors(self, following: Callable[[], bool], lost: Callable[[], int]) -> None:
         """For a catalog that another process owns."""
         self.registry.register(_Mirrored(following, lost))
+
+    def watch_identity(self, known: Known, *, jwks_problem: Callable[[], str] | None) -> None:
+        """`jwks_problem` says what is wrong with the keys of tokens; None where there are none."""
+        self.registry.register(IdentityAtScrape(known, jwks_problem))
 
     def before_scrape(self, settle: Callable[[], None]) -> None:
         """`settle` counts what was noted and not counted yet."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from aiflow_router.config.file import ConfigError, parse, parse_policy
-from aiflow_router.config.limits import Ground
 from aiflow_router.limits.rule import Rule
 from aiflow_router.policy.edition import canonical
 
@@ -172,7 +171,7 @@ def test_what_is_wrong_is_said(text: str, expected: str) -> None:
 
 def test_a_limit_of_a_model_that_nobody_can_serve_is_refused() -> None:
     text = "limits: [{name: a, rate: 4/s, match: {model: gpt5}}]"
-    with pytest.raises(ConfigError, match="can never match: .* did you mean `gpt-5`"):
+    with pytest.raises(ConfigError, match=r"can never match: .* did you mean `gpt-5`"):
         parse(STATIC + text)
     parse(STATIC + text.replace("gpt5", "gpt-5"))
 
@@ -190,14 +189,14 @@ MANY = "listen: {workers: 2}\n"
 )
 def test_several_workers_without_redis(mode: str, refused: bool) -> None:
     text = f"limits: [{{name: a, rate: 4/s, mode: {mode}}}]"
-    several = Ground(workers=2)
+    several = parse(MANY)
     if not refused:
         parse(MANY + text)
-        parse_policy(text, ground=several)
+        parse_policy(text, running=several)
         return
     with pytest.raises(ConfigError, match="cannot be kept by 2 workers") as of_the_file:
         parse(MANY + text)
     assert ":2:10: limits.0: " in str(of_the_file.value)
     with pytest.raises(ConfigError, match="cannot be kept by 2 workers"):
-        parse_policy(text, ground=several)
-    parse_policy(text, ground=Ground(workers=2, redis=True))
+        parse_policy(text, running=several)
+    parse_policy(text, running=parse(""))
