@@ -91,7 +91,7 @@ async def serving(
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     guards, identity = Guards(), parts.identity(config, metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
-    admission = parts.admission(config, policies)
+    admission = parts.admission(config, policies, metrics=metrics)
     front = parts.front(
         config,
         admission=admission,
@@ -114,7 +114,7 @@ async def serving(
         batches=batches,
         healths=healths,
         metrics=metrics,
-        keeps=config.storage is not None,
+        keeps=config.storage is not None or config.redis is not None,
     )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
@@ -352,8 +352,8 @@ def _follow_policies(
     keeps: bool,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
-    metrics.watch_gates(table.gates)
-    metrics.watch_limits(lambda: admission.counts)
+    metrics.watch_gates(table.gates, admission.waiting.lines)
+    metrics.watch_limits(lambda: admission.counts, admission.waits)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)

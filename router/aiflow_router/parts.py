@@ -119,8 +119,13 @@ def _buckets(config: Config) -> Buckets:
     )
 
 
-def admission(config: Config, policies: Policies) -> Admission:
-    return Admission(_buckets(config), policies.current.rules)
+def admission(config: Config, policies: Policies, *, metrics: Metrics) -> Admission:
+    return Admission(
+        _buckets(config),
+        policies.current.rules,
+        clock=CLOCK,
+        waited=lambda label, waited_s: metrics.queue_wait(label)(waited_s),
+    )
 
 
 @asynccontextmanager
