@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Right = Literal["call", "register", "admin"]
+# What a method asks of its caller: a right, where "admin" is the operator's and takes a platform
+# admin; "key", any key that is known, for the method itself decides by role; or nothing.
+Needs = Literal["call", "register", "admin", "key", "nothing"]
 Role = Literal["platform_admin", "tenant_admin", "department_admin", "member"]
 
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aiflow_router.identity.caller import ANONYMOUS, ANYBODY, Caller, Right
+from aiflow_router.identity.caller import ANONYMOUS, ANYBODY, Caller, Needs, Right
 from aiflow_sdk import errors
 
 
@@ -38,12 +38,13 @@ class Keys:
         }
         self._anonymous = ANONYMOUS if self._by_digest else ANYBODY
 
-    def identify(self, key: str, right: Right) -> Caller:
+    def identify(self, key: str, right: Needs) -> Caller:
         """Who sent `key` (empty for none). Raises AuthenticationError, PermissionDeniedError."""
         if not key:
-            if not self._required and right in self._anonymous.may:
+            wanted = "admin" if right == "key" else right
+            if not self._required and wanted in self._anonymous.may:
                 return self._anonymous
-            asks = "this router asks" if self._required else f"to {right}, this router asks"
+            asks = "this router asks" if self._required else f"to {wanted}, this router asks"
             raise errors.AuthenticationError(
                 f"{asks} for an API key: send it as metadata "
                 "`authorization: Bearer KEY` or `x-api-key: KEY` (or set AIFLOW_API_KEY)"
@@ -54,10 +55,16 @@ class Keys:
                 "this API key is not known to the router: check it for typing errors and that it "
                 "is listed under `auth.keys` in the router's aiflow.yaml"
             )
-        if right not in caller.may:
+        if right not in caller.may and right != "key":
             raise errors.PermissionDeniedError(
                 f'key "{caller.name}" may not {right}: add "{right}" to its `may` in the router\'s '
                 "aiflow.yaml",
                 reason="RIGHT_MISSING",
+            )
+        if right == "admin" and caller.role != "platform_admin":
+            raise errors.PermissionDeniedError(
+                f'this concerns all tenants, and key "{caller.name}" is a {caller.role}\'s: ask a '
+                "platform admin",
+                reason="ROLE_MISSING",
             )
         return caller
