@@ -23,6 +23,7 @@ from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.policy.desk import Desk
 from aiflow_router.processes.child import Child
 from aiflow_router.rpc import explain, policy
+from aiflow_router.rpc.asker import UNTOLD, Asker, heard
 from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
 from aiflow_router.rpc.visit import Context
 from aiflow_router.rpc.watch import Watchers
@@ -34,8 +35,8 @@ _log = structlog.get_logger(__name__)
 CONFIRMED_WITHIN_S = 1.0
 
 
-# Of the call that is answered in this task: the tenant who called the worker.
-CALLER: ContextVar[str] = ContextVar("caller", default="")
+# Of the call that is answered in this task: who called the worker.
+ASKER: ContextVar[Asker] = ContextVar("asker", default=UNTOLD)
 
 Works = Mapping[str, tuple[type[Message], Callable[[Any], Awaitable[bytes]]]]
 
@@ -78,7 +79,7 @@ class Owner:
     def _policy_works(self) -> Works:
         def told(work: policy.Work) -> Callable[[Any], Awaitable[bytes]]:
             async def answer(request: Any) -> bytes:
-                return (await work(request, CALLER.get())).SerializeToString()
+                return (await work(request, ASKER.get().caller.tenant)).SerializeToString()
 
             return answer
 
@@ -186,8 +187,7 @@ def _answering(
     kind: type[Message], work: Callable[[Any], Awaitable[bytes]]
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(request: bytes, context: Context) -> bytes:
-        told = dict(context.invocation_metadata() or ())
-        CALLER.set(str(told.get(policy.CALLER, "")))
+        ASKER.set(heard(context.invocation_metadata() or ()))
         try:
             return await work(kind.FromString(request))
         except DecodeError as error:
