@@ -16,13 +16,14 @@ import grpc.aio
 import orjson
 import structlog
 from google.protobuf.message import DecodeError, Message
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow.admin.v1 import explain_pb2
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.policy.desk import Desk
 from aiflow_router.processes.child import Child
-from aiflow_router.rpc import explain, policy
+from aiflow_router.rpc import asker, explain, policy, tenancy
 from aiflow_router.rpc.asker import UNTOLD, Asker, heard
 from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
 from aiflow_router.rpc.visit import Context
@@ -45,10 +46,15 @@ class Owner:
     """Answers workers. Keys were checked by them, and the socket's folder is this user's alone."""
 
     def __init__(
-        self, catalog: Catalog, desk: Desk, children: Callable[[], Sequence[Child]]
+        self,
+        catalog: Catalog,
+        desk: Desk,
+        engine: AsyncEngine | None,
+        children: Callable[[], Sequence[Child]],
     ) -> None:
         self._catalog = catalog
         self._policy = policy.Service(desk, everywhere=self._policy_everywhere)
+        self._tenancy = tenancy.service(engine, everywhere=self.directory_everywhere)
         self._children = children
         self._watchers = Watchers()
         self._registry = Registry(catalog=catalog, seen=self._seen, shown=self._shown)
@@ -65,6 +71,7 @@ class Owner:
                 _handler(SERVICE, self._registry.works(), WATCH, self._watchers.changes),
                 _handler(policy.SERVICE, self._policy_works(), policy.WATCH, self._policy.changes),
                 _handler(explain.SERVICE, replays),
+                _handler(tenancy.SERVICE, _asked_by(self._tenancy.works())),
             )
         )
         server.add_insecure_port(f"unix:{path}")
@@ -88,6 +95,10 @@ class Owner:
     async def _policy_everywhere(self, number: int) -> None:
         """Returns when every worker goes by the change; see CONFIRMED_WITHIN_S."""
         await self._asked(f"/policy/{number}", "the policy")
+
+    async def directory_everywhere(self, number: int) -> None:
+        """Returns when every worker has taken in this row of the audit log; as above."""
+        await self._asked(f"/directory/{number}", "tenants and keys")
 
     async def _replay(self, request: explain_pb2.ReplayRequest) -> bytes:
         """What the workers remember of the calls with one id."""
@@ -152,6 +163,16 @@ class Owner:
             return state, inflight[endpoint.key]
 
         return seen
+
+
+def _asked_by(works: asker.Works) -> Works:
+    def told(work: asker.Work) -> Callable[[Any], Awaitable[bytes]]:
+        async def answer(request: Any) -> bytes:
+            return (await work(request, ASKER.get())).SerializeToString()
+
+        return answer
+
+    return {name: (kind, told(work)) for name, (kind, work) in works.items()}
 
 
 def _handler(

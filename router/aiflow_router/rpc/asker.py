@@ -76,8 +76,7 @@ def handlers(
 ) -> Handlers:
     """The handlers by full method, of a router that decides itself.
 
-    Args:
-        needs: of methods that need something else than a known key.
+    `needs` is of methods that need something else than a known key.
     """
 
     def typed(kind: type[Message], work: Work) -> Unary:
