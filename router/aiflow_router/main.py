@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow_router import parts
 from aiflow_router.balancing.census import Census
@@ -21,6 +22,7 @@ from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
+from aiflow_router.identity.directory import Directory
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.keeping import Watched, keeping, of_the_file
@@ -44,7 +46,6 @@ from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, list
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.watch import Closing, Relays, Watchers
 from aiflow_router.running import Router, Shared
-from aiflow_router.storage import database
 from aiflow_router.telemetry.access import to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
 from aiflow_router.telemetry.journal import Journal
@@ -71,7 +72,8 @@ async def serving(
         shared: None where this is the only process at its address.
         watched: the file whose changes are taken while it runs; None for none.
 
-    Raises AddressInUseError, and ConsulRefusedError where files for TLS to Consul cannot be used.
+    Raises AddressInUseError, StorageError, and ConsulRefusedError where files for TLS to Consul
+    cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -85,8 +87,15 @@ async def serving(
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics)
+    identity = parts.identity(config, metrics)
     front = parts.front(
-        config, table=table, links=links, outliers=outliers, journal=journal, metrics=metrics
+        config,
+        table=table,
+        links=links,
+        outliers=outliers,
+        journal=journal,
+        metrics=metrics,
+        keys=identity.keys,
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
@@ -98,6 +107,10 @@ async def serving(
         catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
+        # Closed last of all: whatever ends may still have something to write.
+        engine = await stack.enter_async_context(
+            parts.storage(config, first=shared is None, identity=identity)
+        )
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
@@ -111,9 +124,6 @@ async def serving(
         policy_watchers, administering = await stack.enter_async_context(
             _administering(front, policies, config=config, watched=watched, shared=shared)
         )
-        tenancy_handlers = await stack.enter_async_context(
-            _tenancy(front, config=config, shared=shared)
-        )
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -121,7 +131,7 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **administering,
-                **tenancy_handlers,
+                **_tenancy(front, engine, directory=identity.directory, shared=shared),
                 **reflection.handlers(front),
                 **_explaining(
                     front,
@@ -169,6 +179,7 @@ async def serving(
                 loads=loads,
                 journal=journal,
                 metrics=metrics,
+                directory=identity.directory,
             )
         await server.start()
         _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -184,6 +195,8 @@ async def serving(
             watchers=(watchers, policy_watchers),
             policies=policies,
             metrics=metrics,
+            directory=identity.directory,
+            engine=engine,
         )
 
 
@@ -214,6 +227,7 @@ async def _listen_inside(
     loads: Loads,
     journal: Journal,
     metrics: Metrics,
+    directory: Directory | None,
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
     listener.end_steering(port)  # Of one that was killed.
@@ -222,6 +236,7 @@ async def _listen_inside(
         app,
         mirror=shared.mirror,
         policies=shared.policies,
+        directory=directory,
         census=census,
         loads=loads,
         journal=journal,
@@ -336,15 +351,15 @@ async def _administering(
         yield service, policy.handlers(front, service=service)
 
 
-@asynccontextmanager
-async def _tenancy(
-    front: Front, *, config: Config, shared: Shared | None
-) -> AsyncIterator[registry.Handlers]:
+def _tenancy(
+    front: Front,
+    engine: AsyncEngine | None,
+    *,
+    directory: Directory | None,
+    shared: Shared | None,
+) -> registry.Handlers:
     """The handlers of TenancyService: its own, or its owner's passed on."""
     if shared is not None:
-        yield tenancy.relayed(front, owner=shared.owner)
-    elif config.storage is None:
-        yield tenancy.handlers(front, service=tenancy.service(None))
-    else:
-        async with database.opened(config.storage.url) as engine:
-            yield tenancy.handlers(front, service=tenancy.service(engine))
+        return tenancy.relayed(front, owner=shared.owner)
+    everywhere = None if directory is None else directory.reached
+    return tenancy.handlers(front, service=tenancy.service(engine, everywhere=everywhere))

@@ -259,7 +259,9 @@ class Front:
         if right == "nothing":  # Not even a look at the key: it may be an old one.
             visit.caller = ANONYMOUS
         else:
-            visit.caller = self._keys.identify(visit.head.key, right)
+            caller = visit.caller = self._keys.identify(visit.head.key, right)
+            if caller.scope is not None:
+                caller.scope.check_method(visit.method, caller.key)
         if self.draining:
             raise errors.DrainingError(
                 "this router is shutting down: call another one, or try again shortly",
