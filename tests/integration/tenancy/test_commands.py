@@ -44,9 +44,8 @@ async def test_from_the_first_key_to_a_tenant_that_administers_itself(tmp_path: 
         run, root = of(t, tmp_path), t.root.key
         said = await run("tenant", "create", "acme", "--weight", "2", key=root)
         assert "aiflow member create NAME --tenant acme --role tenant_admin" in said
-        await run(
-            "member", "create", "boss", "--tenant", "acme", "--role", "tenant_admin", key=root
-        )
+        acme = ("--tenant", "acme")
+        await run("member", "create", "boss", *acme, "--role", "tenant_admin", key=root)
         boss = await run("key", "create", "boss", *acme, "--name", "laptop", key=root)
         boss = boss.strip()
         assert boss.startswith("aif_"), "the key alone is on stdout"
