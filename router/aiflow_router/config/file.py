@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,8 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from aiflow_router.config import routes
-from aiflow_router.config.config import Config, Listen
+from aiflow_router.config.config import Config
 from aiflow_router.config.discovery import Consul, Embedded
+from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument
 
 DEFAULT_FILE = "aiflow.yaml"
@@ -58,12 +59,17 @@ def parse(text: str, *, file: str = DEFAULT_FILE) -> Config:
     return _parsed(Config, text, file=file)
 
 
-def parse_policy(text: str, *, file: str = "policy") -> PolicyDocument:
-    """A document of what may change while the router runs. Raises ConfigError as `parse` does."""
-    return _parsed(PolicyDocument, text, file=file)
+def parse_policy(
+    text: str, *, file: str = "policy", running: Config | None = None
+) -> PolicyDocument:
+    """A document of what may change while the router runs. Raises ConfigError as `parse` does.
+
+    `running` is what the router runs by; it is to be possible there. None for anywhere.
+    """
+    return _parsed(PolicyDocument, text, file=file, running=running)
 
 
-def _parsed(kind: type[S], text: str, *, file: str) -> S:
+def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = None) -> S:
     root, value = _composed(text, file=file)
     if root is None:
         return kind()
@@ -77,11 +83,14 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     try:
         found = kind.model_validate(value)
     except ValidationError as failure:
-        problems += [_problem(kind, root, error) for error in failure.errors()]
+        problems += [_problem(kind, root, error) for error in _own(failure.errors())]
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
-            for problem in routes.check(found.routes, servable=_servable(found))
+            for problem in routes.check(
+                found.routes,
+                servable=_servable(found if isinstance(found, Config) else running),
+            )
         ]
         if not problems:
             return found
@@ -91,9 +100,9 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     )
 
 
-def _servable(found: Config | PolicyDocument) -> frozenset[str] | None:
+def _servable(running: Config | None) -> frozenset[str] | None:
     """The models that there ever can be; None where nothing says so."""
-    return found.discovery.only_models() if isinstance(found, Config) else None
+    return None if running is None else running.discovery.only_models()
 
 
 def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:
@@ -149,6 +158,12 @@ def _tuples(value: Any, seen: Iterator[int]) -> Any:
 
 def _dotted(path: routes.Path) -> str:
     return ".".join(str(part) for part in path)
+
+
+def _own(errors: Sequence[Any]) -> Iterator[Any]:
+    """Without those of lists that are too short only because what is in them is wrong."""
+    inside = {tuple(error["loc"][:end]) for error in errors for end in range(len(error["loc"]))}
+    return (e for e in errors if e["type"] != "too_short" or tuple(e["loc"]) not in inside)
 
 
 def _problem(kind: type[BaseModel], root: yaml.Node, error: Any) -> tuple[yaml.Mark, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from aiflow_router.config.config import Config
 from aiflow_router.config.file import ConfigError, parse_policy
 from aiflow_router.policy.edition import Edition, edition
 from aiflow_router.policy.policies import Policies, changed
@@ -54,10 +55,12 @@ class Desk:
         self,
         policies: Policies,
         *,
+        running: Callable[[], Config],
         shelf: Shelf | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.policies = policies
+        self._running = running
         self._shelf = shelf
         self._wall = wall
 
@@ -101,6 +104,12 @@ class Desk:
         back = replace(found, source="admin", origin=by, since_s=self._wall())
         return await self._put(back, text, expected=expected)
 
+    async def current(self) -> tuple[str, str]:
+        return self.policies.current.version, self.policies.current.text
+
+    async def replace(self, text: str, *, by: str, expected: str) -> None:
+        await self.set(text, name=NAME, by=by, expected=expected, dry_run=False)
+
     async def _put(self, found: Edition, text: str, *, expected: str) -> Outcome:
         if self._shelf is None:
             before = await self.policies.put(found, expected=expected)
@@ -131,7 +140,10 @@ class Desk:
 
     def _edition(self, text: str, name: str, by: str) -> Edition:
         return edition(
-            parse_policy(text, file=name), source="admin", origin=by, since_s=self._wall()
+            parse_policy(text, file=name, running=self._running()),
+            source="admin",
+            origin=by,
+            since_s=self._wall(),
         )
 
 

@@ -35,10 +35,11 @@ class Watched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What keeps the policy; `file` is None where no file is watched."""
+    """What keeps the policy; `file` is None where no file is watched, as `store` without a key."""
 
     desk: Desk
     file: File | None
+    store: Store | None
 
 
 def of_the_file(config: Config, *, origin: str, since_s: float) -> Edition:
@@ -63,8 +64,9 @@ async def keeping(
             file = File(watched.path, watched.read, running=running, policies=policies)
         store = None
         if (kv := running().policy.consul_kv) is not None:
-            consul = await stack.enter_async_context(_consul(kv))
-            store = Store(consul, kv.key, policies=policies)
+            found = kv.reached(running().discovery.consul)
+            consul = await stack.enter_async_context(_consul(found))
+            store = Store(consul, kv.key, policies=policies, running=running)
             _followed(stack, store.run())
             try:
                 async with asyncio.timeout(CONSUL_WITHIN_S):
@@ -73,10 +75,11 @@ async def keeping(
                 _log.warning("Consul does not say its policy: begins without", key=kv.key)
         if file is not None:
             _followed(stack, file.run())
-        yield Kept(desk=Desk(policies, shelf=store), file=file)
+        yield Kept(desk=Desk(policies, running=running, shelf=store), file=file, store=store)
 
 
 def _consul(kv: ConsulKV) -> Consul:
+    assert kv.address is not None  # noqa: S101 - see ConsulKV.reached
     return Consul(
         kv.address,
         token_file=kv.token_file,

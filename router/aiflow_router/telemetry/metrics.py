@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from aiflow_router.telemetry import policy
 from aiflow_router.telemetry.batches import BatchesAtScrape, Filled
 from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
@@ -242,9 +243,12 @@ class Metrics:
         """`caches` gives those of models whose routes have one, by name."""
         self.registry.register(CachesAtScrape(caches))
 
-    def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
-        """`policy` gives the version in force, and the kind of its source."""
-        self.registry.register(_PolicyAtScrape(policy))
+    def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
+        """`in_force` gives the version, and the kind of its source."""
+        self.registry.register(_PolicyAtScrape(in_force))
+
+    def watch_policy_store(self, age_s: Callable[[], float]) -> None:
+        policy.watch_store(self.registry, age_s)
 
     def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
         """`shares` gives the parts of each split model's calls, by the model they go to."""
