@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc.aio
 import structlog
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow_router import parts
 from aiflow_router.balancing.census import Census
@@ -41,6 +42,7 @@ from aiflow_router.rpc import (
     policy,
     reflection,
     registry,
+    tenancy,
 )
 from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
@@ -147,6 +149,7 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **administering,
+                **_tenancy(front, engine, directory=identity.directory, shared=shared),
                 **reflection.handlers(front),
                 **_explaining(
                     front,
@@ -390,3 +393,17 @@ async def _administering(
             front.metrics.watch_policy_store(lambda: store.age_s)
         service = policy.Service(kept.desk)
         yield service, policy.handlers(front, service=service), kept.desk
+
+
+def _tenancy(
+    front: Front,
+    engine: AsyncEngine | None,
+    *,
+    directory: Directory | None,
+    shared: Shared | None,
+) -> registry.Handlers:
+    """The handlers of TenancyService: its own, or its owner's passed on."""
+    if shared is not None:
+        return tenancy.relayed(front, owner=shared.owner)
+    everywhere = None if directory is None else directory.reached
+    return tenancy.handlers(front, service=tenancy.service(engine, everywhere=everywhere))
