@@ -5,6 +5,7 @@ pytest_plugins = [
     "fixtures.disks",
     "fixtures.node",
     "fixtures.pictures",
+    "fixtures.postgres",
     "fixtures.triton",
     "fixtures.wheels",
 ]
