@@ -67,9 +67,7 @@ class Audit:
 
     @property
     def imbalance(self) -> int:
-        return sum(
-            map(abs, (self.balances, self.transfers, self.accounts, self.held, self.spent))
-        )
+        return sum(map(abs, (self.balances, self.transfers, self.accounts, self.held, self.spent)))
 
 
 async def balances(engine: AsyncEngine, tenant: str) -> list[Balance]:
@@ -80,9 +78,7 @@ async def balances(engine: AsyncEngine, tenant: str) -> list[Balance]:
     )
     async with reading(engine) as connection:
         found = await connection.execute(query)
-    return [
-        Balance(account=row.account, balance=row.balance, full=row.full) for row in found.all()
-    ]
+    return [Balance(account=row.account, balance=row.balance, full=row.full) for row in found.all()]
 
 
 async def lines(
@@ -197,9 +193,7 @@ async def audited(engine: AsyncEngine) -> Audit:
 
 
 def _in(prefix: str) -> Select[Any]:
-    return select(func.sum(ACCOUNTS.c.balance)).where(
-        ACCOUNTS.c.account.startswith(prefix)
-    )
+    return select(func.sum(ACCOUNTS.c.balance)).where(ACCOUNTS.c.account.startswith(prefix))
 
 
 async def _sum(connection: AsyncConnection, query: Select[Any]) -> int:

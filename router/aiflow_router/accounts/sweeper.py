@@ -22,8 +22,10 @@ AT_ONCE = 500
 
 
 class Sweeper:
-    """Attributes:
-    expired: holds that were given back.
+    """See the module.
+
+    Attributes:
+        expired: holds that were given back.
     """
 
     def __init__(

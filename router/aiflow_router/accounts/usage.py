@@ -201,9 +201,7 @@ class Usage:
         self._away = why
 
     async def _put(self, connection: AsyncConnection) -> None:
-        insert: Any = (
-            postgresql if connection.dialect.name == "postgresql" else sqlite
-        ).insert
+        insert: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert
         writer = {"writer": self._writer, "batch": 0, "at_s": self._clock()}
         await connection.execute(insert(USAGE_WRITERS).values(writer).on_conflict_do_nothing())
         first_time = await connection.execute(
