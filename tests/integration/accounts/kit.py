@@ -54,18 +54,18 @@ async def running(ledger: Ledger) -> AsyncIterator[Ledger]:
 
 
 @asynccontextmanager
-async def ledger(url: str, *, credits: int = 10) -> AsyncIterator[tuple[Ledger, AsyncEngine]]:
-    """With `credits` in the pool of acme."""
+async def ledger(url: str, *, pool: int = 10) -> AsyncIterator[tuple[Ledger, AsyncEngine]]:
+    """With `pool` credits in the pool of acme."""
     async with opened(url) as engine:
         await add_tenant(engine, "acme")
         async with running(Ledger(engine)) as found:
-            if credits:
-                await top_up(found, credits)
+            if pool:
+                await top_up(found, pool)
             yield found, engine
 
 
-async def top_up(found: Ledger, credits: int, *, reference: str = "first") -> None:
-    await found.top_up("acme", credits * MICRO, actor="root", note="", reference=reference)
+async def top_up(found: Ledger, amount: int, *, reference: str = "first") -> None:
+    await found.top_up("acme", amount * MICRO, actor="root", note="", reference=reference)
 
 
 async def left(engine: AsyncEngine, account: str = POOL) -> float:

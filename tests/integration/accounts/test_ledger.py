@@ -5,8 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from integration.accounts.kit import ANN, MEMBER, POOL, Clock, add_tenant, ledger, left, top_up
-from integration.accounts.kit import running
+from integration.accounts.kit import (
+    ANN,
+    MEMBER,
+    POOL,
+    Clock,
+    add_tenant,
+    ledger,
+    left,
+    running,
+    top_up,
+)
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -29,7 +38,9 @@ async def test_a_call_is_held_settled_and_told(storage_url: str) -> None:
             *(("settle", "r1"), ("hold", "r1"), ("top_up", "")),
         ]
         assert dict(told[0].entries) == {
-            **{"held:acme": -3 * MICRO, "spent:acme": 2 * MICRO, POOL: MICRO},
+            "held:acme": -3 * MICRO,
+            "spent:acme": 2 * MICRO,
+            POOL: MICRO,
         }
         assert (await audited(engine)).imbalance == 0
 
@@ -95,7 +106,7 @@ async def test_grants_are_done_once(storage_url: str) -> None:
 
 
 async def test_many_calls_share_a_commit(storage_url: str) -> None:
-    async with ledger(storage_url, credits=1000) as (found, engine):
+    async with ledger(storage_url, pool=1000) as (found, engine):
         before = found.commits.commits
         taken = await asyncio.gather(
             *(found.hold(ANN, f"r{number}", MICRO, for_s=60) for number in range(400))
@@ -107,31 +118,34 @@ async def test_many_calls_share_a_commit(storage_url: str) -> None:
 
 
 async def test_credits_are_never_spent_twice_by_two_routers(storage_url: str) -> None:
-    async with ledger(storage_url, credits=50) as (first, engine), opened(storage_url) as other:
-        async with running(Ledger(other)) as second:
+    async with (
+        ledger(storage_url, pool=50) as (first, engine),
+        opened(storage_url) as other,
+        running(Ledger(other)) as second,
+    ):
 
-            async def call(found: Ledger, name: str) -> bool:
-                try:
-                    taken = await found.hold(ANN, name, MICRO, for_s=60)
-                except errors.RateLimitedError:
-                    return False
-                return await found.settle(taken, MICRO, patience_s=1) == MICRO
+        async def call(found: Ledger, name: str) -> bool:
+            try:
+                taken = await found.hold(ANN, name, MICRO, for_s=60)
+            except errors.RateLimitedError:
+                return False
+            return await found.settle(taken, MICRO, patience_s=1) == MICRO
 
-            went = await asyncio.gather(
-                *(call(first, f"a{number}") for number in range(60)),
-                *(call(second, f"b{number}") for number in range(60)),
-            )
-            # The same ids at both: each goes once.
-            assert sum(went) == 50
-            assert await left(engine) == 0
-            await top_up(first, 100, reference="more")
-            both = await asyncio.gather(
-                *(one.hold(ANN, f"c{n}", MICRO, for_s=60) for n in range(40)
-                  for one in (first, second)),
-                return_exceptions=True,
-            )  # fmt: skip
-            assert sum(isinstance(one, errors.RefusedError) for one in both) == 40
-            assert (await audited(engine)).imbalance == 0
+        went = await asyncio.gather(
+            *(call(first, f"a{number}") for number in range(60)),
+            *(call(second, f"b{number}") for number in range(60)),
+        )
+        # The same ids at both: each goes once.
+        assert sum(went) == 50
+        assert await left(engine) == 0
+        await top_up(first, 100, reference="more")
+        both = await asyncio.gather(
+            *(one.hold(ANN, f"c{n}", MICRO, for_s=60) for n in range(40)
+              for one in (first, second)),
+            return_exceptions=True,
+        )  # fmt: skip
+        assert sum(isinstance(one, errors.RefusedError) for one in both) == 40
+        assert (await audited(engine)).imbalance == 0
 
 
 async def test_a_caller_who_goes_away_leaves_nothing_held(storage_url: str) -> None:

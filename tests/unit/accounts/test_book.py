@@ -214,13 +214,14 @@ class Anything(RuleBasedStateMachine):
         request_id=IDS,
         token=TOKENS,
         who=st.sampled_from([ANN, BOB]),
-        first=st.sampled_from(["member", "pool"]),
-        out=st.sampled_from(["refuse", "pool"]),
+        terms=st.builds(
+            Terms,
+            first=st.sampled_from(["member", "pool"]),
+            when_out=st.sampled_from(["refuse", "pool"]),
+        ),
     )
-    def holds(
-        self, amount: int, request_id: str, token: str, who: Who, first: str, out: str
-    ) -> None:
-        self.book.terms = {"acme": Terms(first=first, when_out=out)}  # type: ignore[arg-type]
+    def holds(self, amount: int, request_id: str, token: str, who: Who, terms: Terms) -> None:
+        self.book.terms = {"acme": terms}
         self.book.apply(hold(amount, request_id=request_id, token=token, who=who))
 
     @rule(amount=st.integers(-5, 60), request_id=IDS, token=TOKENS)

@@ -45,11 +45,11 @@ def test_who_pays_five_credits(terms: Terms, has: list[int | None], expected: st
 
 
 @pytest.mark.parametrize(
-    ("credits", "amount"),
+    ("text", "amount"),
     [("2", 2_000_000), (0.002, 2_000), ("0.000001", 1), (0.1, 100_000), ("1e3", 1_000_000_000)],
 )
-def test_credits_are_whole_micro_credits(credits: str | float, amount: int) -> None:
-    assert micro(credits) == amount
+def test_credits_are_whole_micro_credits(text: str | float, amount: int) -> None:
+    assert micro(text) == amount
     assert micro(written(amount)) == amount
 
 
