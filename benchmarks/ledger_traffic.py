@@ -10,6 +10,7 @@ kills itself (-9) `before` or `after` the NTH commit that has an operation of KI
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
@@ -19,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow_router.accounts import rows
 from aiflow_router.accounts.account import MICRO, Who
+from aiflow_router.accounts.commits import UnwrittenError
 from aiflow_router.accounts.ledger import Ledger
 from aiflow_router.accounts.operation import Hold, Operation, Release, Settle
 from aiflow_router.storage.database import opened
@@ -99,7 +102,8 @@ async def traffic(
 
 async def _expire(ledger: Ledger) -> None:
     while True:
-        await ledger.expire(most=8)
+        with contextlib.suppress(SQLAlchemyError, OSError, UnwrittenError):
+            await ledger.expire(most=8)
         await asyncio.sleep(0.001)
 
 
