@@ -21,6 +21,7 @@ from aiflow_router.explaining.explainer import Explainer
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
+from aiflow_router.identity.directory import Directory
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.keeping import Watched, keeping, of_the_file
@@ -69,7 +70,8 @@ async def serving(
         shared: None where this is the only process at its address.
         watched: the file whose changes are taken while it runs; None for none.
 
-    Raises AddressInUseError, and ConsulRefusedError where files for TLS to Consul cannot be used.
+    Raises AddressInUseError, StorageError, and ConsulRefusedError where files for TLS to Consul
+    cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -83,8 +85,15 @@ async def serving(
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics)
+    identity = parts.identity(config, metrics)
     front = parts.front(
-        config, table=table, links=links, outliers=outliers, journal=journal, metrics=metrics
+        config,
+        table=table,
+        links=links,
+        outliers=outliers,
+        journal=journal,
+        metrics=metrics,
+        keys=identity.keys,
     )
     healths = health.Health(table=table)
     census = Census(catalog=catalog, loads=loads, panics=table.panics)
@@ -96,6 +105,10 @@ async def serving(
         catalog.follow(follower.follow)
 
     async with AsyncExitStack() as stack:
+        # Closed last of all: whatever ends may still have something to write.
+        engine = await stack.enter_async_context(
+            parts.storage(config, first=shared is None, identity=identity)
+        )
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
@@ -163,6 +176,7 @@ async def serving(
                 loads=loads,
                 journal=journal,
                 metrics=metrics,
+                directory=identity.directory,
             )
         await server.start()
         _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
@@ -178,6 +192,8 @@ async def serving(
             watchers=(watchers, policy_watchers),
             policies=policies,
             metrics=metrics,
+            directory=identity.directory,
+            engine=engine,
         )
 
 
@@ -208,6 +224,7 @@ async def _listen_inside(
     loads: Loads,
     journal: Journal,
     metrics: Metrics,
+    directory: Directory | None,
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
     listener.end_steering(port)  # Of one that was killed.
@@ -216,6 +233,7 @@ async def _listen_inside(
         app,
         mirror=shared.mirror,
         policies=shared.policies,
+        directory=directory,
         census=census,
         loads=loads,
         journal=journal,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow_router.balancing.ejection import Outliers
 from aiflow_router.balancing.load import Loads
@@ -15,13 +20,19 @@ from aiflow_router.config.config import Config
 from aiflow_router.forwarding.health_check import HealthChecks
 from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
-from aiflow_router.identity.keys import Keys
+from aiflow_router.identity import first_key
+from aiflow_router.identity.directory import Directory
+from aiflow_router.identity.jwks import JwksFile
+from aiflow_router.identity.keeping import keeping
+from aiflow_router.identity.keys import Keys, Source
+from aiflow_router.identity.tokens import Tokens
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.shadow import Shadows
+from aiflow_router.storage.database import opened
 from aiflow_router.telemetry.journal import Journal
 from aiflow_router.telemetry.metrics import Metrics
 
@@ -92,6 +103,7 @@ def front(
     outliers: Outliers,
     journal: Journal,
     metrics: Metrics,
+    keys: Keys,
 ) -> Front:
     limit_bytes = config.listen.max_message_bytes()
     sender = Sender(
@@ -103,9 +115,7 @@ def front(
         limit_bytes=limit_bytes,
     )
     return Front(
-        keys=Keys(
-            [key.record() for key in config.auth.keys], required=config.auth.mode == "required"
-        ),
+        keys=keys,
         table=table,
         sender=sender,
         shadows=Shadows(table=table, sender=sender, metrics=metrics),
@@ -113,3 +123,57 @@ def front(
         journal=journal,
         limit_bytes=limit_bytes,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What knows who calls; the directory is there where there is a database."""
+
+    keys: Keys
+    directory: Directory | None
+    jwks: JwksFile | None
+
+
+def identity(config: Config, metrics: Metrics) -> Identity:
+    """Knows the keys of the file, and those of the database once `storage` is open."""
+    auth = config.auth
+    directory = jwks = None
+    sources: list[Source] = []
+    if config.storage is not None:
+        directory = Directory(names_members=auth.jwt is not None)
+        sources.append(directory)
+        if auth.jwt is not None:
+            jwks = JwksFile(path=Path(auth.jwt.jwks_file))
+            jwks.read()
+            sources.append(Tokens(auth.jwt.trust(), jwks=jwks, directory=directory))
+        metrics.watch_identity(
+            directory, jwks_problem=None if jwks is None else lambda: jwks.problem
+        )
+    records = [key.record() for key in auth.keys]
+    keys = Keys(records, required=auth.mode == "required", sources=sources)
+    return Identity(keys=keys, directory=directory, jwks=jwks)
+
+
+@asynccontextmanager
+async def storage(
+    config: Config, *, first: bool, identity: Identity | None = None
+) -> AsyncIterator[AsyncEngine | None]:
+    """The database until the block ends, None where there is none. Raises StorageError.
+
+    Args:
+        config: the router's.
+        first: sees to it that there is an admin's key: one of several processes does.
+        identity: is kept as the database is.
+    """
+    if config.storage is None:
+        yield None
+        return
+    async with opened(config.storage.url) as engine:
+        if first:
+            file = config.auth.admin_key_file
+            await first_key.make(engine, Path(file) if file else first_key.default_path(engine))
+        if identity is None or identity.directory is None:
+            yield engine
+            return
+        async with keeping(identity.directory, engine, jwks=identity.jwks):
+            yield engine

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import grpc.aio
 import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
+from aiflow_router.identity.directory import Directory
 from aiflow_router.policy.policies import Policies
 from aiflow_router.rpc import health, listener
 from aiflow_router.rpc.front import Front
@@ -62,6 +64,7 @@ class Router:
         grpc_address: "host:port" with the real port.
         http_address: the same for `/healthz`, `/readyz` and `/metrics`.
         config: what it runs by.
+        directory: of keys, where there is a database, as there is `engine` then.
     """
 
     grpc_address: str
@@ -75,6 +78,8 @@ class Router:
     watchers: Sequence[Closing]
     policies: Policies
     metrics: Metrics
+    directory: Directory | None
+    engine: AsyncEngine | None
 
     @property
     def catalog(self) -> Catalog:

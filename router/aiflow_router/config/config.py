@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from aiflow_router.config.auth import Auth
 from aiflow_router.config.discovery import Discovery, Embedded
 from aiflow_router.config.health import Ejection, Health
 from aiflow_router.config.policy import PolicyDocument, PolicySources
 from aiflow_router.config.route import Route
 from aiflow_router.config.storage import Storage
-from aiflow_router.config.values import (
-    Duration,
-    ListenAddress,
-    Name,
-    Section,
-    Timeout,
-    Zone,
-    first_twice,
-)
-from aiflow_router.identity.caller import Right
-from aiflow_router.identity.keys import KeyRecord
+from aiflow_router.config.values import Duration, ListenAddress, Section, Timeout, Zone, at
 
 DEFAULT_CONNECTION_AGE_S = 30.0
-
-
-def _sha256(value: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(
-            "must be the SHA-256 of the key as 64 lower-case hex digits: "
-            "`printf %s KEY | sha256sum` prints it"
-        )
-    return value
 
 
 class Listen(Section):
@@ -74,33 +55,6 @@ class Listen(Section):
         return self.max_connection_age
 
 
-class Key(Section):
-    name: Name
-    tenant: Name
-    sha256: Annotated[str, AfterValidator(_sha256)] = Field(repr=False)
-    may: Annotated[tuple[Right, ...], Field(min_length=1)] = ("call",)
-
-    def record(self) -> KeyRecord:
-        return KeyRecord(
-            name=self.name, tenant=self.tenant, sha256=self.sha256, may=frozenset(self.may)
-        )
-
-
-class Auth(Section):
-    mode: Literal["required", "optional"] = "optional"
-    keys: tuple[Key, ...] = ()
-
-    @model_validator(mode="after")
-    def _usable(self) -> Auth:
-        if self.mode == "required" and not self.keys:
-            raise ValueError("mode is `required` but there are no keys: nobody could call")
-        if twice := first_twice([key.name for key in self.keys]):
-            raise ValueError(f'two keys are named "{twice}"')
-        if first_twice([key.sha256 for key in self.keys]):
-            raise ValueError("two entries of keys are the same key")
-        return self
-
-
 class Config(Section):
     listen: Listen = Listen()
     discovery: Discovery = Discovery(embedded=Embedded())
@@ -123,6 +77,29 @@ class Config(Section):
             raise ValueError(
                 f'zone: no static endpoint is in zone "{self.zone}" and none can register, so it '
                 "would have no effect"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_can_call(self) -> Config:
+        auth, stored = self.auth, self.storage is not None
+        if auth.mode == "required" and not auth.keys and not stored:
+            raise at(
+                "auth",
+                why="mode is `required` but there are no keys: nobody could call; list some, or "
+                "add `storage` to have keys made by `aiflow key create`",
+            )
+        if auth.jwt is not None and not stored:
+            raise at(
+                "auth",
+                "jwt",
+                why="tokens are for members, and there are none: add `storage` to have some",
+            )
+        if auth.admin_key_file is not None and not stored:
+            raise at(
+                "auth",
+                "admin_key_file",
+                why="has no effect without `storage`: the first key is that of a new database",
             )
         return self
 

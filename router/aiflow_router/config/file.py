@@ -297,9 +297,12 @@ def with_discovery(
 
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as plain values, without secrets."""
-    return config.model_dump(
+    found = config.model_dump(
         mode="json", exclude={"auth": {"keys": {"__all__": {"sha256"}}}}, exclude_none=True
     )
+    if config.storage is not None:
+        found["storage"]["url"] = config.storage.shown()
+    return found
 
 
 def printed(config: Config) -> str:

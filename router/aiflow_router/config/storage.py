@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import Field, field_validator
+from sqlalchemy import make_url
 
 from aiflow_router.config.values import Section
 from aiflow_router.storage.database import parsed
@@ -17,3 +18,7 @@ class Storage(Section):
     def _url(cls, value: str) -> str:
         parsed(value)
         return value
+
+    def shown(self) -> str:
+        """The URL without its password."""
+        return make_url(self.url).render_as_string(hide_password=True)

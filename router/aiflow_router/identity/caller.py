@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from aiflow_router.identity.scope import Scope
+
 Right = Literal["call", "register", "admin"]
+# What a method asks of its caller: a right, where "admin" is the operator's and takes a platform
+# admin; "key", any key that is known, for the method itself decides by role; or nothing.
+Needs = Literal["call", "register", "admin", "key", "nothing"]
 Role = Literal["platform_admin", "tenant_admin", "department_admin", "member"]
 
 
@@ -20,6 +25,9 @@ class Caller:
         department: empty for who is in none, as `member` is for a key of a tenant as a whole.
         role: what its member may administer.
         weight: the tenant's share where several wait for the same.
+        scope: what of it all the key is for; None where it has no limits of its own.
+        expires_s: Unix time from which it is not good any more; None for never.
+        barred: why it is not good now, such as "it was revoked"; empty where it is.
     """
 
     name: str
@@ -30,6 +38,9 @@ class Caller:
     member: str = ""
     role: Role = "member"
     weight: float = 1.0
+    scope: Scope | None = None
+    expires_s: float | None = None
+    barred: str = ""
 
 
 ANONYMOUS = Caller(name="", tenant="anonymous", may=frozenset({"call", "register"}))

@@ -24,6 +24,9 @@ MAX = frozenset(
     {
         "aiflow_endpoints_batch_unknown",
         "aiflow_endpoints_undescribed",
+        "aiflow_identity_age_seconds",
+        "aiflow_identity_jwks_refused",
+        "aiflow_identity_keys",
         "aiflow_panic",
         "aiflow_policy_info",
     }

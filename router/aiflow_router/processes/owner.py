@@ -88,6 +88,10 @@ class Owner:
         """Returns when every worker goes by the change; see CONFIRMED_WITHIN_S."""
         await self._asked(f"/policy/{number}", "the policy")
 
+    async def directory_everywhere(self, number: int) -> None:
+        """Returns when every worker has taken in this row of the audit log; as above."""
+        await self._asked(f"/directory/{number}", "tenants and keys")
+
     async def _replay(self, request: explain_pb2.ReplayRequest) -> bytes:
         """What the workers remember of the calls with one id."""
         children = self._children()

@@ -38,6 +38,7 @@ from aiflow_router.processes.pool import Pool
 from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
+from aiflow_router.storage.database import StorageError
 from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
 from aiflow_sdk.consul import ConsulRefusedError
 
@@ -71,7 +72,7 @@ async def supervise(
             supervisor = Supervisor(config, watched=watched, folder=folder, address=address)
             await stack.enter_async_context(supervisor.running(listening))
             return await supervisor.until_told()
-    except (AddressInUseError, ChildError, ConsulRefusedError) as error:
+    except (AddressInUseError, ChildError, ConsulRefusedError, StorageError) as error:
         return str(error)
 
 
@@ -107,7 +108,7 @@ class Supervisor:
     async def running(self, listening: Callable[[str, str], None]) -> AsyncIterator[None]:
         """Workers, catalog and HTTP side, until the block ends.
 
-        Raises ChildError and ConsulRefusedError.
+        Raises ChildError, ConsulRefusedError and StorageError.
         """
         self._take_signals()
         pool = self._pool
@@ -118,6 +119,8 @@ class Supervisor:
             metrics=self._text,
         )
         async with contextlib.AsyncExitStack() as stack:
+            # Before any worker opens it: the schema is brought up to date once.
+            await stack.enter_async_context(parts.storage(self._config, first=True))
             stack.callback(self._catalog.close)
             await self._discover(stack)
             await self._catalog.settled()
@@ -216,6 +219,7 @@ class Supervisor:
             "discovery.embedded": (old.discovery.embedded, new.discovery.embedded),
             "discovery.consul": (old.discovery.consul, new.discovery.consul),
             "policy": (old.policy, new.policy),
+            "storage": (old.storage, new.storage),
         }
         changed = [key for key, (before, after) in fixed.items() if before != after]
         if changed:

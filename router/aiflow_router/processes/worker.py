@@ -35,6 +35,7 @@ from aiflow_router.processes.following import catalog as following_catalog
 from aiflow_router.processes.following import policy as following_policies
 from aiflow_router.rpc.server import AddressInUseError
 from aiflow_router.running import Router, Shared
+from aiflow_router.storage.database import StorageError
 from aiflow_router.telemetry.access import to_shared_stderr
 from aiflow_sdk import logs
 
@@ -114,6 +115,9 @@ async def run(folder: Path, name: str, config: Config) -> int:
             return 1
         except AddressInUseError as error:
             _log.error("cannot listen", error=str(error))
+            return 1
+        except StorageError as error:
+            _log.error("cannot begin", error=str(error))
             return 1
         finally:
             for task in tasks:

@@ -68,6 +68,7 @@ class Door(grpc.GenericRpcHandler):
 
         async def unary(visit: Visit, request: bytes, context: Context) -> bytes:
             visit.asked = service
+            _check_scope(visit, service)
             plan = front.table.service(service)
             return await front.forward(
                 visit, plan, request, context, may_repeat=may_repeat, gate=plan.gates.unary
@@ -75,6 +76,7 @@ class Door(grpc.GenericRpcHandler):
 
         async def stream(visit: Visit, context: Context) -> Iterable[Pair]:
             visit.asked = service
+            _check_scope(visit, service)
             plan = front.table.service(service)
             call = front.call(visit, plan, context)
             async with front.place(visit, plan):
@@ -95,6 +97,13 @@ class Door(grpc.GenericRpcHandler):
 
     def _forget(self) -> None:
         self._handlers = dict(self._own)
+
+
+def _check_scope(visit: Visit, service: str) -> None:
+    """Raises PermissionDeniedError."""
+    caller = visit.caller
+    if caller.scope is not None:
+        caller.scope.check_service(service, caller.key)
 
 
 def _service(method: str) -> str:

@@ -22,7 +22,7 @@ from aiflow_router.forwarding.metadata import PRIORITY, Pair, back, read_head
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.forwarding.unary import Answer
-from aiflow_router.identity.caller import Right
+from aiflow_router.identity.caller import ANONYMOUS, Needs
 from aiflow_router.identity.keys import Keys
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
@@ -82,7 +82,7 @@ class Front:
         method: str,
         work: Unary,
         *,
-        right: Right = "call",
+        right: Needs = "call",
         label: str = UNKNOWN,
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -116,7 +116,7 @@ class Front:
         method: str,
         work: Stream,
         *,
-        right: Right = "call",
+        right: Needs = "call",
         label: str = UNKNOWN,
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -253,10 +253,15 @@ class Front:
         )
         return visit.call
 
-    def _enter(self, visit: Visit, right: Right) -> None:
+    def _enter(self, visit: Visit, right: Needs) -> None:
         visit.policy = self.table.stamp
         visit.head = read_head(ARRIVING.get())
-        visit.caller = self._keys.identify(visit.head.key, right)
+        if right == "nothing":  # Not even a look at the key: it may be an old one.
+            visit.caller = ANONYMOUS
+        else:
+            caller = visit.caller = self._keys.identify(visit.head.key, right)
+            if caller.scope is not None:
+                caller.scope.check_method(visit.method, caller.key)
         if self.draining:
             raise errors.DrainingError(
                 "this router is shutting down: call another one, or try again shortly",

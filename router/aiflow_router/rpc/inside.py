@@ -13,6 +13,7 @@ from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.load import Loads
 from aiflow_router.catalog.endpoint import Endpoint, State
 from aiflow_router.catalog.mirror import Mirror
+from aiflow_router.identity.directory import Directory
 from aiflow_router.policy.policies import Policies
 from aiflow_router.rpc.explain import traces
 from aiflow_router.telemetry.journal import Journal
@@ -30,6 +31,7 @@ def add_routes(
     *,
     mirror: Mirror,
     policies: Policies,
+    directory: Directory | None,
     census: Census,
     loads: Loads,
     journal: Journal,
@@ -39,6 +41,7 @@ def add_routes(
 ) -> None:
     """GET /version/N returns once the catalog here is at N, GET /policy/N once the policy is.
 
+    GET /directory/N returns once row N of the audit log is taken in here: keys are as it says.
     GET /endpoints lists those that are not just ready and idle. GET /trail?request_id=ID tells what
     became of the calls with this id, as a serialized ReplayResponse. POST /leave/INDEX/OF returns
     once nobody listens here, and sets `leave`; then GET /others-left is asked of another worker.
@@ -50,6 +53,11 @@ def add_routes(
 
     async def policy(request: web.Request) -> web.Response:
         await policies.reached(int(request.match_info["number"]))
+        return web.Response(status=204)
+
+    async def keys(request: web.Request) -> web.Response:
+        if directory is not None:
+            await directory.reached(int(request.match_info["number"]))
         return web.Response(status=204)
 
     async def endpoints(_: web.Request) -> web.Response:
@@ -72,6 +80,7 @@ def add_routes(
     app.router.add_get("/others-left", others_left)
     app.router.add_get("/version/{version}", version)
     app.router.add_get("/policy/{number}", policy)
+    app.router.add_get("/directory/{number}", keys)
     app.router.add_get("/endpoints", endpoints)
     app.router.add_get("/trail", trail)
     app.router.add_post("/leave/{index}/{of}", leaves)

@@ -124,8 +124,10 @@ class _Oip:
             return service_pb2.ModelReadyResponse(ready=False).SerializeToString()  # type: ignore[no-any-return]
 
     async def model_statistics(self, visit: Visit, request: bytes, context: Context) -> bytes:
-        work = self.read if model_name(request) else self.merged
-        return await work(visit, request, context)
+        if not model_name(request):
+            _check_scope(visit, "")  # Of all models: not for a key that is for some.
+            return await self.merged(visit, request, context)
+        return await self.read(visit, request, context)
 
     async def merged(self, visit: Visit, request: bytes, context: Context) -> bytes:
         """Serialized messages joined end to end are the message with their lists joined."""
@@ -168,6 +170,8 @@ class _Oip:
 
         def take(message: bytes, call: Call) -> bytes:
             name = model_name(self._front.check_size(message))
+            if name != asked:
+                _check_scope(visit, name)
             if name == asked != call.plan.name:
                 return renamed(message, call.plan.name)
             if name != call.plan.name:
@@ -229,7 +233,15 @@ class _Oip:
         name = visit.asked = model_name(request)
         if self._table.knows_model(name):
             visit.label = name
+        _check_scope(visit, name)
         return name
+
+
+def _check_scope(visit: Visit, model: str) -> None:
+    """Raises PermissionDeniedError."""
+    caller = visit.caller
+    if caller.scope is not None:
+        caller.scope.check_model(model, caller.key)
 
 
 def _served_by_the_pinned(name: str, call: Call) -> None:

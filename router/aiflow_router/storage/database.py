@@ -23,6 +23,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from aiflow_router.storage import notices
+
 _log = structlog.get_logger(__name__)
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -63,7 +65,9 @@ async def opened(url: str) -> AsyncIterator[AsyncEngine]:
     if sqlite:
         assert found.database is not None  # noqa: S101 - `parsed` has seen to it
         Path(found.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(found, pool_pre_ping=not sqlite)
+    engine = create_async_engine(
+        found, pool_pre_ping=not sqlite, connect_args={} if sqlite else dict(notices.PATIENCE)
+    )
     if sqlite:
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -92,6 +96,7 @@ async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     async with engine.begin() as connection:
         await _locked(connection, CHANGING)
         yield connection
+        await notices.tell(connection)
 
 
 def migrate(connection: Connection) -> None:

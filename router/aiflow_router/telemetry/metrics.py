@@ -28,6 +28,7 @@ from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
 from aiflow_router.telemetry.gates import Gates, GatesAtScrape
 from aiflow_router.telemetry.histograms import Histograms
+from aiflow_router.telemetry.identity import IdentityAtScrape, Known
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
@@ -265,6 +266,10 @@ class Metrics:
     def mirrors(self, following: Callable[[], bool], lost: Callable[[], int]) -> None:
         """For a catalog that another process owns."""
         self.registry.register(_Mirrored(following, lost))
+
+    def watch_identity(self, known: Known, *, jwks_problem: Callable[[], str] | None) -> None:
+        """`jwks_problem` says what is wrong with the keys of tokens; None where there are none."""
+        self.registry.register(IdentityAtScrape(known, jwks_problem))
 
     def before_scrape(self, settle: Callable[[], None]) -> None:
         """`settle` counts what was noted and not counted yet."""
