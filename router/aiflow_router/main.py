@@ -37,6 +37,7 @@ from aiflow_router.rpc import (
     policy,
     reflection,
     registry,
+    tenancy,
 )
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
@@ -44,6 +45,7 @@ from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, list
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.watch import Closing, Relays, Watchers
 from aiflow_router.running import Router, Shared
+from aiflow_router.storage import database
 from aiflow_router.telemetry.access import to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
 from aiflow_router.telemetry.journal import Journal
@@ -122,6 +124,9 @@ async def serving(
         policy_watchers, administering = await stack.enter_async_context(
             _administering(front, policies, config=config, watched=watched, shared=shared)
         )
+        tenancy_handlers = await stack.enter_async_context(
+            _tenancy(front, config=config, shared=shared)
+        )
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -129,6 +134,7 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **administering,
+                **tenancy_handlers,
                 **reflection.handlers(front),
                 **_explaining(
                     front,
@@ -346,3 +352,17 @@ async def _administering(
     async with keeping(policies, running=lambda: config, watched=watched) as kept:
         service = policy.Service(kept.desk)
         yield service, policy.handlers(front, service=service)
+
+
+@asynccontextmanager
+async def _tenancy(
+    front: Front, *, config: Config, shared: Shared | None
+) -> AsyncIterator[registry.Handlers]:
+    """The handlers of TenancyService: its own, or its owner's passed on."""
+    if shared is not None:
+        yield tenancy.relayed(front, owner=shared.owner)
+    elif config.storage is None:
+        yield tenancy.handlers(front, service=tenancy.service(None))
+    else:
+        async with database.opened(config.storage.url) as engine:
+            yield tenancy.handlers(front, service=tenancy.service(engine))

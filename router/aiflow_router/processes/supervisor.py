@@ -38,7 +38,7 @@ from aiflow_router.processes.pool import Pool
 from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
-from aiflow_router.storage.database import StorageError
+from aiflow_router.storage.database import StorageError, opened
 from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
 from aiflow_sdk.consul import ConsulRefusedError
 
@@ -128,7 +128,12 @@ class Supervisor:
                 keeping(self._policies, running=lambda: self._config, watched=self._watched)
             )
             self._file = kept.file
-            owner = Owner(self._catalog, kept.desk, lambda: [*pool.serving(), *pool.leaving()])
+            engine = None
+            if self._config.storage is not None:
+                engine = await stack.enter_async_context(opened(self._config.storage.url))
+            owner = Owner(
+                self._catalog, kept.desk, engine, lambda: [*pool.serving(), *pool.leaving()]
+            )
             await stack.enter_async_context(owner.listening(self._folder / SUPERVISOR_SOCKET))
             http_address = await listen_http(stack, app, self._config.listen.http)
             # Workers go first: until then they have their catalog.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from aiflow.admin.v1 import policy_pb2
 from aiflow_router.config.policy import PolicyDocument
@@ -15,16 +15,14 @@ from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.policy.desk import Desk, Outcome
 from aiflow_router.policy.edition import Edition, Source, edition
 from aiflow_router.policy.policies import Refusal
+from aiflow_router.rpc.asker import Asker, decoded
 from aiflow_router.rpc.front import Front, Stream, Unary
 from aiflow_router.rpc.registry import Handlers
 from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.rpc.watch import Relays, leaving
-from aiflow_sdk import errors
 
 SERVICE = "aiflow.admin.v1.PolicyService"
 WATCH = f"/{SERVICE}/Watch"
-# Who asks, where one process asks another; nobody else can reach that one.
-CALLER = "x-aiflow-caller"
 # The owner may have to ask Consul, and waits for every worker.
 RELAY_WITHIN_S = 15.0
 
@@ -58,8 +56,8 @@ def relayed(front: Front, *, owner: grpc.aio.Channel, relays: Relays) -> Handler
         ask: Any = owner.unary_unary(f"/{SERVICE}/{name}")
 
         async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
-            caller = ((CALLER, visit.tenant),)
-            answer: bytes = await ask(request, timeout=RELAY_WITHIN_S, metadata=caller)
+            told = (Asker(caller=visit.caller).told(),)
+            answer: bytes = await ask(request, timeout=RELAY_WITHIN_S, metadata=told)
             visit.policy = front.table.stamp  # It may be another one now.
             context.set_trailing_metadata(visit.trailers())
             return answer
@@ -79,16 +77,6 @@ def _handlers(front: Front, works: Mapping[str, Unary], watch: Stream) -> Handle
     }
     found[WATCH] = front.stream(WATCH, watch, right="admin", label=SERVICE, quiet=True)
     return found
-
-
-def decoded(kind: type[Message], request: bytes) -> Message:
-    """Raises BadInputError."""
-    try:
-        return kind.FromString(request)
-    except DecodeError as error:
-        raise errors.BadInputError(
-            f"the request is not a valid {kind.DESCRIPTOR.full_name}: {error}"
-        ) from None
 
 
 class Service:
