@@ -39,6 +39,7 @@ from aiflow_router.rpc import (
     registry,
     tenancy,
 )
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
@@ -88,8 +89,10 @@ async def serving(
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics)
     identity = parts.identity(config, metrics)
+    admission = parts.admission(policies)
     front = parts.front(
         config,
+        admission=admission,
         table=table,
         links=links,
         outliers=outliers,
@@ -102,7 +105,14 @@ async def serving(
     metrics.watch(census, undescribed=kinds.pending)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
-    _follow_policies(policies, table=table, batches=batches, healths=healths, metrics=metrics)
+    _follow_policies(
+        policies,
+        table=table,
+        admission=admission,
+        batches=batches,
+        healths=healths,
+        metrics=metrics,
+    )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
 
@@ -316,12 +326,14 @@ def _follow_policies(
     policies: Policies,
     *,
     table: Table,
+    admission: Admission,
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
+    metrics.watch_limits(lambda: admission.counts)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
@@ -329,6 +341,7 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
+        admission.swap(found.rules)
         await batches.change(found.batched)
         healths.policy_changed()
 

@@ -26,10 +26,12 @@ from aiflow_router.identity.jwks import JwksFile
 from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
+from aiflow_router.limits.memory import Memory
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.storage.database import opened
@@ -95,9 +97,14 @@ def table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics)
     )
 
 
+def admission(policies: Policies) -> Admission:
+    return Admission(Memory(clock=CLOCK), policies.current.rules)
+
+
 def front(
     config: Config,
     *,
+    admission: Admission,
     table: Table,
     links: Links,
     outliers: Outliers,
@@ -116,6 +123,7 @@ def front(
     )
     return Front(
         keys=keys,
+        admission=admission,
         table=table,
         sender=sender,
         shadows=Shadows(table=table, sender=sender, metrics=metrics),

@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from aiflow_router.config import routes
+from aiflow_router.config import limits, routes
 from aiflow_router.config.config import Config, Listen
 from aiflow_router.config.discovery import Consul, Embedded
+from aiflow_router.config.limits import Ground
 from aiflow_router.config.policy import PolicyDocument
 
 DEFAULT_FILE = "aiflow.yaml"
@@ -58,12 +59,17 @@ def parse(text: str, *, file: str = DEFAULT_FILE) -> Config:
     return _parsed(Config, text, file=file)
 
 
-def parse_policy(text: str, *, file: str = "policy") -> PolicyDocument:
-    """A document of what may change while the router runs. Raises ConfigError as `parse` does."""
-    return _parsed(PolicyDocument, text, file=file)
+def parse_policy(
+    text: str, *, file: str = "policy", ground: Ground | None = None
+) -> PolicyDocument:
+    """A document of what may change while a router runs. Raises ConfigError as `parse` does.
+
+    `ground` is that router's; one that can carry out anything where there is none.
+    """
+    return _parsed(PolicyDocument, text, file=file, ground=ground)
 
 
-def _parsed(kind: type[S], text: str, *, file: str) -> S:
+def _parsed(kind: type[S], text: str, *, file: str, ground: Ground | None = None) -> S:
     root, value = _composed(text, file=file)
     if root is None:
         return kind()
@@ -81,7 +87,7 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
-            for problem in routes.check(found.routes, servable=_servable(found))
+            for problem in _between(found, ground)
         ]
         if not problems:
             return found
@@ -89,6 +95,16 @@ def _parsed(kind: type[S], text: str, *, file: str) -> S:
     raise ConfigError(
         [f"{file}:{mark.line + 1}:{mark.column + 1}: {what}" for mark, what in problems]
     )
+
+
+def _between(found: Config | PolicyDocument, ground: Ground | None) -> Iterator[routes.Problem]:
+    """What is wrong between parts that are right by themselves."""
+    servable = _servable(found)
+    yield from routes.check(found.routes, servable=servable)
+    if isinstance(found, Config):
+        ground = found.ground()
+    ground = ground or Ground(redis=True)
+    yield from limits.check(found.limits, ground=ground, servable=servable)
 
 
 def _servable(found: Config | PolicyDocument) -> frozenset[str] | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from aiflow_router.config.file import ConfigError, parse_policy
+from aiflow_router.config.limits import Ground
 from aiflow_router.policy.edition import Edition, edition
 from aiflow_router.policy.policies import Policies, changed
 from aiflow_sdk import errors
@@ -69,6 +70,7 @@ class Store:
         key: str,
         *,
         policies: Policies,
+        ground: Callable[[], Ground] = Ground,
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         wall: Callable[[], float] = time.time,
@@ -76,6 +78,7 @@ class Store:
         self._consul = consul
         self._key = key
         self._policies = policies
+        self._ground = ground
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._sleep = sleep
         self._wall = wall
@@ -221,7 +224,7 @@ class Store:
     def _edition(self, found: _Found) -> Edition:
         """Raises ConfigError."""
         return edition(
-            parse_policy(found.text(), file=f"consul:{self._key}"),
+            parse_policy(found.text(), file=f"consul:{self._key}", ground=self._ground()),
             source="consul",
             origin=self._key,
             since_s=self._wall(),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aiflow_router.config.file import ConfigError, parse_policy
+from aiflow_router.config.limits import Ground
 from aiflow_router.policy.edition import Edition, edition
 from aiflow_router.policy.policies import Policies, changed
 from aiflow_sdk import errors
@@ -55,9 +56,12 @@ class Desk:
         policies: Policies,
         *,
         shelf: Shelf | None = None,
+        ground: Callable[[], Ground] = Ground,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """Args: ground: what the router that runs can carry out."""
         self.policies = policies
+        self._ground = ground
         self._shelf = shelf
         self._wall = wall
 
@@ -130,9 +134,8 @@ class Desk:
             raise refused(error) from None
 
     def _edition(self, text: str, name: str, by: str) -> Edition:
-        return edition(
-            parse_policy(text, file=name), source="admin", origin=by, since_s=self._wall()
-        )
+        document = parse_policy(text, file=name, ground=self._ground())
+        return edition(document, source="admin", origin=by, since_s=self._wall())
 
 
 def refused(error: ConfigError) -> errors.BadInputError:

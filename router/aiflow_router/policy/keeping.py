@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from aiflow_router.config.config import Config
+from aiflow_router.config.limits import Ground
 from aiflow_router.config.policy import ConsulKV
 from aiflow_router.policy.consul import Store
 from aiflow_router.policy.desk import Desk
@@ -57,6 +58,10 @@ async def keeping(
         running: the configuration that the router runs by.
         watched: None where there is no file.
     """
+
+    def ground() -> Ground:
+        return running().ground()
+
     async with AsyncExitStack() as stack:
         file = None
         if watched is not None:
@@ -64,7 +69,7 @@ async def keeping(
         store = None
         if (kv := running().policy.consul_kv) is not None:
             consul = await stack.enter_async_context(_consul(kv))
-            store = Store(consul, kv.key, policies=policies)
+            store = Store(consul, kv.key, policies=policies, ground=ground)
             _followed(stack, store.run())
             try:
                 async with asyncio.timeout(CONSUL_WITHIN_S):
@@ -73,7 +78,7 @@ async def keeping(
                 _log.warning("Consul does not say its policy: begins without", key=kv.key)
         if file is not None:
             _followed(stack, file.run())
-        yield Kept(desk=Desk(policies, shelf=store), file=file)
+        yield Kept(desk=Desk(policies, shelf=store, ground=ground), file=file)
 
 
 def _consul(kv: ConsulKV) -> Consul:

@@ -29,6 +29,7 @@ from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
 from aiflow_router.telemetry.gates import Gates, GatesAtScrape
 from aiflow_router.telemetry.histograms import Histograms
 from aiflow_router.telemetry.identity import IdentityAtScrape, Known
+from aiflow_router.telemetry.limits import LimitsAtScrape
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
@@ -241,6 +242,10 @@ class Metrics:
     def watch_caches(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
         """`caches` gives those of models whose routes have one, by name."""
         self.registry.register(CachesAtScrape(caches))
+
+    def watch_limits(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """`counts` gives decisions by rule and result."""
+        self.registry.register(LimitsAtScrape(counts))
 
     def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
         """`policy` gives the version in force, and the kind of its source."""
