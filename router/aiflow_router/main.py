@@ -89,10 +89,9 @@ async def serving(
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics)
     identity = parts.identity(config, metrics)
-    admission = parts.admission(policies)
     front = parts.front(
         config,
-        admission=admission,
+        admission=parts.admission(policies),
         table=table,
         links=links,
         outliers=outliers,
@@ -108,7 +107,7 @@ async def serving(
     _follow_policies(
         policies,
         table=table,
-        admission=admission,
+        admission=front.admission,
         batches=batches,
         healths=healths,
         metrics=metrics,
@@ -120,6 +119,9 @@ async def serving(
         # Closed last of all: whatever ends may still have something to write.
         engine = await stack.enter_async_context(
             parts.storage(config, first=shared is None, identity=identity)
+        )
+        await stack.enter_async_context(
+            parts.accounts(engine, admission=front.admission, journal=journal, metrics=metrics)
         )
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
@@ -341,7 +343,7 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
-        admission.swap(found.rules)
+        admission.swap(found.rules, found.policies)
         await batches.change(found.batched)
         healths.policy_changed()
 

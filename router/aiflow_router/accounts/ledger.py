@@ -149,6 +149,13 @@ class Ledger:
         self.over += max(0, amount - taken.amount)
         return outcome.amount
 
+    def settle_later(self, taken: Taken, amount: int) -> None:
+        """Takes `amount` as `settle` does, a little later; does not fail."""
+        wanted = Settle(
+            who=taken.who, request_id=taken.request_id, token=taken.token, amount=amount
+        )
+        self._unheard(self.commits.ask(wanted, patience_s=GIVE_BACK_WITHIN_S))
+
     def release(self, taken: Taken) -> None:
         """Gives all of it back, a little later; does not fail."""
         self._give_back(taken.who, taken.request_id, taken.token)
@@ -209,8 +216,10 @@ class Ledger:
 
     def _give_back(self, who: Who, request_id: str, token: str, *, refund: bool = False) -> None:
         wanted = Release(who=who, request_id=request_id, token=token, refund=refund)
-        done = self.commits.ask(wanted, patience_s=GIVE_BACK_WITHIN_S)
-        # Nobody waits for it; what went wrong is logged where it did.
+        self._unheard(self.commits.ask(wanted, patience_s=GIVE_BACK_WITHIN_S))
+
+    def _unheard(self, done: asyncio.Future[Outcome]) -> None:
+        """Nobody waits for it; what goes wrong is logged where it does."""
         done.add_done_callback(lambda one: None if one.cancelled() else one.exception())
 
     async def _write(self, operations: Sequence[Operation]) -> Sequence[Outcome]:
@@ -273,7 +282,7 @@ def _refusal(wanted: Hold, refused: Refused) -> errors.AiflowError:
         + (has or f'tenant "{who.tenant}" was never given any for who calls')
         + f": ask an admin of the tenant for more (`aiflow credits list {who.tenant}`)",
         reason="QUOTA_EXCEEDED",
-        metadata={"account": refused.subject, "credits": written(wanted.amount)},
+        metadata={"subject": refused.subject, "credits": written(wanted.amount)},
     )
 
 

@@ -113,4 +113,4 @@ class Config(Section):
 
     def ground(self) -> Ground:
         """What a policy has to stand on here."""
-        return Ground(workers=self.listen.workers)
+        return Ground(workers=self.listen.workers, storage=self.storage is not None)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from aiflow_router.config import limits, routes
+from aiflow_router.config import limits, prices, routes
 from aiflow_router.config.config import Config, Listen
 from aiflow_router.config.discovery import Consul, Embedded
 from aiflow_router.config.limits import Ground
@@ -103,8 +103,9 @@ def _between(found: Config | PolicyDocument, ground: Ground | None) -> Iterator[
     yield from routes.check(found.routes, servable=servable)
     if isinstance(found, Config):
         ground = found.ground()
-    ground = ground or Ground(redis=True)
+    ground = ground or Ground(redis=True, storage=True)
     yield from limits.check(found.limits, ground=ground, servable=servable)
+    yield from prices.check(found.routes, ground=ground)
 
 
 def _servable(found: Config | PolicyDocument) -> frozenset[str] | None:

@@ -47,21 +47,25 @@ class Price(Section):
     tokens: Credits = 0
     pixels: Credits = 0
     gpu_ms: Credits = 0
-    # Of each byte of a request, or of a stream's first message.
-    bytes: Credits = 0
     assume: Assume = Assume()
 
     @model_validator(mode="after")
     def _something(self) -> Price:
-        if not any((self.call, self.tokens, self.pixels, self.gpu_ms, self.bytes)):
+        if not any((self.call, self.tokens, self.pixels, self.gpu_ms)):
             raise ValueError("costs nothing: say a price, or leave `price` out")
         for unit in ("tokens", "pixels", "gpu_ms"):
             if getattr(self.assume, unit) is not None and not getattr(self, unit):
                 raise at("assume", unit, why=f"has no effect, for {unit} cost nothing here")
+        if self.gpu_ms and self.assume.gpu_ms is None:
+            raise at(
+                "gpu_ms",
+                why="is known only when a call has ended, and what it may cost is held before: "
+                "say with `assume: {gpu_ms: ...}` how many a call takes at most",
+            )
         return self
 
     def record(self) -> price.Price:
-        names = {"tokens": "tokens", "pixels": "pixels", "gpu_ms": "gpu-ms", "bytes": "bytes"}
+        names = {"tokens": "tokens", "pixels": "pixels", "gpu_ms": "gpu-ms"}
         return price.Price(
             call=self.call,
             units={name: each for field, name in names.items() if (each := getattr(self, field))},

@@ -19,6 +19,8 @@ from aiflow_router.limits.exceeded import error_of
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.rule import Ask, Rule
 from aiflow_router.limits.rules import Rules, asked, holds
+from aiflow_router.routing.policy import Policies
+from aiflow_router.rpc.payment import Payments
 from aiflow_router.rpc.visit import Visit
 from aiflow_sdk import errors
 
@@ -31,33 +33,53 @@ class Admission:
     """Lives in one event loop.
 
     Attributes:
-        limited: there are rules; where there are none nobody need ask.
+        limited: there are rules, or prices; where there are none nobody need ask.
+        payments: what calls hold and pay.
         counts: decisions by rule and result, since the start.
     """
 
-    def __init__(self, buckets: Buckets, rules: Sequence[Rule] = ()) -> None:
+    def __init__(
+        self, buckets: Buckets, rules: Sequence[Rule] = (), *, payments: Payments | None = None
+    ) -> None:
         self.buckets = buckets
         self.rules = Rules(rules)
-        self.limited = self.rules.some
+        self.payments = payments or Payments()
+        self.limited = self.rules.some or self.payments.some
         self.counts: Counter[tuple[str, str]] = Counter()
         # Of this process among all that share buckets.
         self._process = secrets.token_hex(4)
         self._number = itertools.count(1)
         self._counted(self.rules)
 
-    def swap(self, rules: Sequence[Rule]) -> None:
-        """Lets new calls go by `rules`; those in flight are settled by the ones they had."""
+    def swap(self, rules: Sequence[Rule], policies: Policies | None = None) -> None:
+        """Lets new calls go by `rules`; those in flight are settled by the ones they had.
+
+        `policies` have the prices.
+        """
+        self.payments.swap(policies or Policies())
         self.rules = self.rules.after(rules)
         self._counted(self.rules)
-        self.limited = self.rules.some
+        self.limited = self.rules.some or self.payments.some
 
     async def admit(
         self, visit: Visit, kind: Literal["model", "service"], name: str, *, size_bytes: int
     ) -> None:
         """Lets the call in and notes its `permit`; `size_bytes` is what has come of it so far.
 
-        Raises RateLimitedError, and BadInputError where it must say what it costs.
+        Last of all it holds what the call may cost: who is not let in asks no database.
+
+        Raises RateLimitedError, BadInputError where it must say what it costs, and of calls that
+        have a price what Payments.hold raises.
         """
+        if self.rules.some:
+            await self._pass(visit, kind, name, size_bytes=size_bytes)
+        if (tariff := self.payments.tariff(kind, name)) is not None:
+            await self.payments.hold(visit, tariff, name, declared(visit))
+
+    async def _pass(
+        self, visit: Visit, kind: Literal["model", "service"], name: str, *, size_bytes: int
+    ) -> None:
+        """Takes what the rules ask for. Raises RateLimitedError, BadInputError."""
         matched = self.rules.matched(visit.caller, kind, name)
         if not matched.asks:
             return

@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from aiflow_router.telemetry.accounts import AccountsAtScrape, Ledger, Usage
 from aiflow_router.telemetry.batches import BatchesAtScrape, Filled
 from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
@@ -246,6 +247,9 @@ class Metrics:
     def watch_limits(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """`counts` gives decisions by rule and result."""
         self.registry.register(LimitsAtScrape(counts))
+
+    def watch_accounts(self, ledger: Ledger, usage: Usage) -> None:
+        self.registry.register(AccountsAtScrape(ledger, usage))
 
     def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
         """`policy` gives the version in force, and the kind of its source."""

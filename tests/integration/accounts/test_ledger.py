@@ -70,7 +70,7 @@ async def test_who_is_out_is_told_who_has_what(storage_url: str) -> None:
         with pytest.raises(errors.RateLimitedError, match="pool:acme has 10") as caught:
             await found.hold(ANN, "r1", 11 * MICRO, for_s=60)
         assert caught.value.reason == "QUOTA_EXCEEDED"
-        assert caught.value.metadata == {"account": POOL, "credits": "11"}
+        assert caught.value.metadata == {"subject": POOL, "credits": "11"}
         with pytest.raises(errors.RateLimitedError, match='"nobody" was never given any'):
             await found.hold(Who(tenant="nobody"), "r1", MICRO, for_s=60)
         assert [one.level for one in await _alerts(engine)] == ["none"]
