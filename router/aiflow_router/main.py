@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow_router import parts
 from aiflow_router.balancing.census import Census
@@ -46,7 +47,6 @@ from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, list
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.rpc.watch import Closing, Relays, Watchers
 from aiflow_router.running import Router, Shared
-from aiflow_router.storage import database
 from aiflow_router.telemetry.access import to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
 from aiflow_router.telemetry.journal import Journal
@@ -136,9 +136,6 @@ async def serving(
         policy_watchers, administering = await stack.enter_async_context(
             _administering(front, policies, config=config, watched=watched, shared=shared)
         )
-        tenancy_handlers = await stack.enter_async_context(
-            _tenancy(front, config=config, shared=shared)
-        )
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -146,7 +143,7 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **administering,
-                **tenancy_handlers,
+                **_tenancy(front, engine, directory=identity.directory, shared=shared),
                 **reflection.handlers(front),
                 **_explaining(
                     front,
@@ -369,15 +366,15 @@ async def _administering(
         yield service, policy.handlers(front, service=service)
 
 
-@asynccontextmanager
-async def _tenancy(
-    front: Front, *, config: Config, shared: Shared | None
-) -> AsyncIterator[registry.Handlers]:
+def _tenancy(
+    front: Front,
+    engine: AsyncEngine | None,
+    *,
+    directory: Directory | None,
+    shared: Shared | None,
+) -> registry.Handlers:
     """The handlers of TenancyService: its own, or its owner's passed on."""
     if shared is not None:
-        yield tenancy.relayed(front, owner=shared.owner)
-    elif config.storage is None:
-        yield tenancy.handlers(front, service=tenancy.service(None))
-    else:
-        async with database.opened(config.storage.url) as engine:
-            yield tenancy.handlers(front, service=tenancy.service(engine))
+        return tenancy.relayed(front, owner=shared.owner)
+    everywhere = None if directory is None else directory.reached
+    return tenancy.handlers(front, service=tenancy.service(engine, everywhere=everywhere))

@@ -38,7 +38,7 @@ from aiflow_router.processes.pool import Pool
 from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
-from aiflow_router.storage.database import StorageError, opened
+from aiflow_router.storage.database import StorageError
 from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
 from aiflow_sdk.consul import ConsulRefusedError
 
@@ -120,7 +120,7 @@ class Supervisor:
         )
         async with contextlib.AsyncExitStack() as stack:
             # Before any worker opens it: the schema is brought up to date once.
-            await stack.enter_async_context(parts.storage(self._config, first=True))
+            engine = await stack.enter_async_context(parts.storage(self._config, first=True))
             stack.callback(self._catalog.close)
             await self._discover(stack)
             await self._catalog.settled()
@@ -128,9 +128,6 @@ class Supervisor:
                 keeping(self._policies, running=lambda: self._config, watched=self._watched)
             )
             self._file = kept.file
-            engine = None
-            if self._config.storage is not None:
-                engine = await stack.enter_async_context(opened(self._config.storage.url))
             owner = Owner(
                 self._catalog, kept.desk, engine, lambda: [*pool.serving(), *pool.leaving()]
             )

@@ -20,7 +20,7 @@ from aiflow_router.tenancy.invitations import by_code
 from aiflow_router.tenancy.keys import NewKey, rights_of, written
 from aiflow_router.tenancy.members import found_member, made, named
 from aiflow_router.tenancy.records import Application, Decision, Invitation, Page
-from aiflow_router.tenancy.roles import Whose, denied, may, reach
+from aiflow_router.tenancy.roles import Whose, denied, may, reach, require
 from aiflow_router.tenancy.tenants import found_tenant
 from aiflow_sdk import errors
 
@@ -187,12 +187,13 @@ def _takeable(found: Application) -> None:
 
 
 async def _decidable(connection: AsyncConnection, caller: Caller, application: str) -> Application:
-    """Raises NotFoundError, also where `caller` may not decide it."""
+    """Raises NotFoundError, also where `caller` may not see it, and PermissionDeniedError."""
     found = await one(
         connection, Application, _all().where(APPLICATIONS.c.application == application)
     )
-    if found is None or not may(caller, "application.decide", _whose(found)):
+    if found is None or not may(caller, "application.read", _whose(found)):
         raise not_found("application", application, ())
+    require(caller, "application.decide", _whose(found))
     return found
 
 

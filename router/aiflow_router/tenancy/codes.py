@@ -1,4 +1,4 @@
-"""Secrets that are shown once: keys, codes of invitations, secrets of applications.
+"""Secrets that are shown once, beside keys: codes of invitations, secrets of applications.
 
 Each is KIND_ID_SECRET. The id is no secret, so that people can speak of it; of the whole only the
 SHA-256 is kept.
@@ -39,10 +39,6 @@ def minted(kind: str, length: int) -> Minted:
     found = f"{kind}_{secrets.token_hex(_ID_BYTES)}"
     secret = f"{found}_{secrets.token_urlsafe(length)}"
     return Minted(id=found, secret=secret, sha256=digest(secret))
-
-
-def key() -> Minted:
-    return minted("aif", SECRET_BYTES)
 
 
 def invitation() -> Minted:

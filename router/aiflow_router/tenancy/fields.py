@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from aiflow_router.identity.caller import Right, Role
+from aiflow_router.identity.scope import scope
 from aiflow_router.routing.nearest import nearest
 from aiflow_sdk import errors
 
@@ -14,12 +15,10 @@ from aiflow_sdk import errors
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _PRINTED = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 _NOTE = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f]{0,1000}")
-_PATTERN = re.compile(r"[!-~]{1,256}")
 # Who calls without a key, and who has not said yet.
 _TAKEN = frozenset({"anonymous", "unknown"})
 # A microcosm and a giant: beyond these a share is a slip of the pen.
 _WEIGHTS = (0.001, 1000.0)
-MAX_PATTERNS = 100
 DAY_S = 86_400.0
 LONGEST_LIFE_S = 100 * 365 * DAY_S
 
@@ -92,20 +91,15 @@ class Fields:
 
     def patterns(self, field: str, values: Iterable[str]) -> tuple[str, ...] | None:
         """None for none, which is all."""
-        found = tuple(dict.fromkeys(values))
-        if len(found) > MAX_PATTERNS:
-            self.wrong(field, f"must be {MAX_PATTERNS} patterns at most")
-        for pattern in found:
-            if not _PATTERN.fullmatch(pattern):
-                self.wrong(field, "must be patterns of 1 to 256 printable characters, no spaces")
-            elif field == "methods" and not pattern.startswith(("/", "*")):
-                near = "/" + pattern.lstrip("/")
-                self.wrong(
-                    field,
-                    f'"{pattern}" can never match: a method is "/package.Service/Name"'
-                    f', so write "{near}"',
-                )
-        return found or None
+        found = tuple(dict.fromkeys(values)) or None
+        if found is not None and not all(_PRINTED.fullmatch(pattern) for pattern in found):
+            self.wrong(field, "must be patterns of 1 to 128 characters that can be printed")
+            return found
+        try:
+            scope(**{"models": None, "methods": None, field: found})
+        except ValueError as error:
+            self.wrong(field, str(error).removeprefix(f"{field}: "))
+        return found
 
     def life(self, field: str, value_s: float, *, most_s: float = LONGEST_LIFE_S) -> float:
         if not 0 <= value_s <= most_s:

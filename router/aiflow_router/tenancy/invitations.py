@@ -92,11 +92,12 @@ class Invitations:
             return await page(connection, Invitation, query, INVITATIONS.c.invitation, part)
 
     async def revoke(self, caller: Caller, invitation: str) -> Invitation:
-        """Raises NotFoundError, also where `caller` may not do it."""
+        """Raises NotFoundError, also where `caller` may not see it, and PermissionDeniedError."""
         async with self._book.change(actor(caller)) as turn:
             found = await by_id(turn.connection, invitation)
-            if found is None or not may(caller, "invitation.revoke", whose(found)):
+            if found is None or not may(caller, "invitation.read", whose(found)):
                 raise not_found("invitation", invitation, ())
+            require(caller, "invitation.revoke", whose(found))
             if found.revoked_s is None:
                 await turn.connection.execute(
                     update(INVITATIONS)

@@ -11,8 +11,8 @@ from sqlalchemy import and_, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aiflow_router.identity.caller import Caller, Right
+from aiflow_router.identity.key import minted
 from aiflow_router.storage.tables.tenancy import KEYS, MEMBERS
-from aiflow_router.tenancy import codes
 from aiflow_router.tenancy.book import Book, PageOf, Turn, actor, one, page, within
 from aiflow_router.tenancy.fields import DAY_S, Fields, not_found
 from aiflow_router.tenancy.members import allowed, whose_member
@@ -192,7 +192,7 @@ async def written(
     instead_of: str | None = None,
 ) -> NewKey:
     """A new key of `owner`."""
-    minted = await codes.fresh(turn.connection, codes.key, KEYS.c.key)
+    fresh = await minted(turn.connection)
     values = {
         "member": owner.member,
         "name": name,
@@ -204,18 +204,18 @@ async def written(
     }
     await turn.connection.execute(
         insert(KEYS).values(
-            key=minted.id,
-            sha256=minted.sha256,
+            key=fresh.key,
+            sha256=fresh.sha256,
             tenant=owner.tenant,
             created_s=turn.now_s,
             **values,
         )
     )
     told = {field: value for field, value in values.items() if value is not None}
-    await turn.note(action, tenant=owner.tenant, subject=minted.id, details=told)
-    made = await one(turn.connection, Key, select(KEYS).where(KEYS.c.key == minted.id))
+    await turn.note(action, tenant=owner.tenant, subject=fresh.key, details=told)
+    made = await one(turn.connection, Key, select(KEYS).where(KEYS.c.key == fresh.key))
     assert made is not None  # noqa: S101 - written above
-    return NewKey(key=made, secret=minted.secret)
+    return NewKey(key=made, secret=fresh.text)
 
 
 async def _ends(turn: Turn, old: Key, overlap_s: float) -> None:

@@ -378,7 +378,7 @@ class ListAlertsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Whose; for a platform_admin "*" is every tenant's."""
+    """Whose."""
     page_size: _builtins.int
     """As in ListTransfersRequest."""
     page_token: _builtins.str
@@ -481,7 +481,7 @@ class UsageFilter(_message.Message):
     MEMBER_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Whose; for a platform_admin "*" is every tenant's."""
+    """Whose."""
     from_day: _builtins.str
     """The first day, as 2026-11-24 in UTC; empty for 30 days ago."""
     to_day: _builtins.str

@@ -37,7 +37,8 @@ class UsageServiceStub(object):
     cost, "spent:TENANT" what was paid. Amounts are micro-credits: 1,000,000 are
     one credit.
 
-    Where a tenant is asked for and left empty, it is the caller's own.
+    Where a tenant is asked for and left empty, it is the caller's own; of usage
+    and alerts every tenant's, for a platform_admin.
     `page_token` is the last answer's `next_page_token`, which is empty at the
     end. FAILED_PRECONDITION/NO_STORAGE where the router has no database,
     UNAVAILABLE/LEDGER_UNAVAILABLE or STORAGE_AWAY where that cannot be reached
@@ -99,7 +100,8 @@ class UsageServiceServicer(object):
     cost, "spent:TENANT" what was paid. Amounts are micro-credits: 1,000,000 are
     one credit.
 
-    Where a tenant is asked for and left empty, it is the caller's own.
+    Where a tenant is asked for and left empty, it is the caller's own; of usage
+    and alerts every tenant's, for a platform_admin.
     `page_token` is the last answer's `next_page_token`, which is empty at the
     end. FAILED_PRECONDITION/NO_STORAGE where the router has no database,
     UNAVAILABLE/LEDGER_UNAVAILABLE or STORAGE_AWAY where that cannot be reached
@@ -218,7 +220,8 @@ class UsageService(object):
     cost, "spent:TENANT" what was paid. Amounts are micro-credits: 1,000,000 are
     one credit.
 
-    Where a tenant is asked for and left empty, it is the caller's own.
+    Where a tenant is asked for and left empty, it is the caller's own; of usage
+    and alerts every tenant's, for a platform_admin.
     `page_token` is the last answer's `next_page_token`, which is empty at the
     end. FAILED_PRECONDITION/NO_STORAGE where the router has no database,
     UNAVAILABLE/LEDGER_UNAVAILABLE or STORAGE_AWAY where that cannot be reached
