@@ -39,6 +39,7 @@ from aiflow_router.rpc import (
     reflection,
     registry,
     tenancy,
+    usage,
 )
 from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
@@ -143,6 +144,7 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **administering,
+                **usage.handlers(front, engine, front.admission.payments.ledger),
                 **_tenancy(front, engine, directory=identity.directory, shared=shared),
                 **reflection.handlers(front),
                 **_explaining(
