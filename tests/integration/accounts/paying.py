@@ -79,10 +79,8 @@ class Paying:
             await self.call(model, **said)
         return status.from_rpc_error(caught.value)
 
-    async def top_up(self, credits: int, *, reference: str = "more") -> None:
-        await self.ledger.top_up(
-            "acme", credits * MICRO, actor="root", note="", reference=reference
-        )
+    async def top_up(self, amount: int, *, reference: str = "more") -> None:
+        await self.ledger.top_up("acme", amount * MICRO, actor="root", note="", reference=reference)
 
     async def settled(self) -> None:
         """What was to be given back is."""
@@ -109,11 +107,12 @@ async def paying(
     """With `pool` credits; `methods` are the backend's."""
     given: dict[str, Any] = {"ModelInfer": echo, "ModelStreamInfer": echo, **methods}
     async with backend(**given) as server:
+        at = server.address
         listed = (
             "discovery:\n  static:\n"
-            f"    - {{backend: b, address: '{server.address}', protocol: oip, models: {MODELS}}}\n"
+            f"    - {{backend: b, address: '{at}', protocol: oip, models: {MODELS}}}\n"
             "    - {backend: d, address: '127.0.0.1:1', protocol: oip, models: [worse]}\n"
-            f"    - {{backend: c, address: '{server.address}', protocol: grpc, services: [a.Echo]}}\n"
+            f"    - {{backend: c, address: '{at}', protocol: grpc, services: [a.Echo]}}\n"
         )
         config = (
             f"auth: {{mode: required, admin_key_file: '{folder / 'admin.key'}'}}\n"

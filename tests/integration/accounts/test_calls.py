@@ -215,10 +215,10 @@ async def test_usage_has_what_was_paid_and_used(storage_url: str, tmp_path: Path
                 skip=0,
                 most=10,
             )
-            return sum(row["calls"] for row in rows) == 3
+            return bool(sum(row["calls"] for row in rows) == 3)
 
         async with asyncio.timeout(5):
-            while not await written():
+            while not await written():  # noqa: ASYNC110 - polls what has no event
                 await asyncio.sleep(0.05)
         told = {row["model"]: row for row in rows}
         assert (told["t"]["calls"], told["t"]["failed"], told["t"]["credits"]) == (2, 1, 1_300_000)
