@@ -169,10 +169,11 @@ class Service:
         return pb.CreateMemberResponse(member=tenancy_records.member(made))
 
     async def get_member(self, request: pb.GetMemberRequest, by: Asker) -> pb.GetMemberResponse:
-        tenant = _tenant(request, by.caller)
         oneself = "" if request.tenant else by.caller.member
         found = await self._office.members.get(
-            by.caller, tenant, request.member or oneself or _needed(request, "member")
+            by.caller,
+            _tenant(request, by.caller),
+            request.member or oneself or _needed(request, "member"),
         )
         return pb.GetMemberResponse(member=tenancy_records.member(found))
 

@@ -24,7 +24,6 @@ from aiflow_sdk import errors, status
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
-INDEX = "/inference.GRPCInferenceService/RepositoryIndex"
 STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
 
 
@@ -57,10 +56,11 @@ class Stored:
 async def stored(url: str, folder: Path) -> AsyncIterator[Stored]:
     """A router that asks for keys, with models `m` and `n` and service `a.Echo` behind it."""
     async with backend(ModelInfer=echo, ModelStreamInfer=echo, Echo=echo) as server:
+        address = f"address: '{server.address}'"
         listed = (
             "discovery:\n  static:\n"
-            f"    - {{backend: b, address: '{server.address}', protocol: oip, models: [m, n]}}\n"
-            f"    - {{backend: c, address: '{server.address}', protocol: grpc, services: [a.Echo]}}\n"
+            f"    - {{backend: b, {address}, protocol: oip, models: [m, n]}}\n"
+            f"    - {{backend: c, {address}, protocol: grpc, services: [a.Echo]}}\n"
         )
         config = (
             f"auth: {{mode: required, admin_key_file: '{folder / 'admin.key'}'}}\n"
@@ -106,7 +106,7 @@ async def test_many_first_starts_at_once_make_one_key(storage_url: str, tmp_path
 
     made = await asyncio.gather(*(start(number) for number in range(4)))
     assert len([path for path in made if path is not None]) == 1
-    assert len(list(tmp_path.glob("*.key"))) == 1
+    assert sum((tmp_path / f"{number}.key").is_file() for number in range(4)) == 1
 
 
 async def test_a_file_that_is_no_key_is_never_written_over(
@@ -300,7 +300,7 @@ async def test_a_router_ends_with_its_database_away(
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(config: str, problem: str) -> None:
-    with pytest.raises(ConfigError, match=r"^(?s:.*)") as caught:
+    with pytest.raises(ConfigError) as caught:
         parse(config)
     assert problem in str(caught.value)
 

@@ -235,7 +235,8 @@ async def test_a_key_is_shown_once_listed_and_revoked(desk: Desk) -> None:
     [
         pytest.param({"rights": ["cal"]}, "did you mean call", id="a right that there is not"),
         pytest.param({"name": ""}, "name must be", id="no name"),
-        pytest.param({"models": ["a b"]}, "models must be patterns", id="a pattern with a space"),
+        pytest.param({"models": ["a\nb"]}, "models must be patterns", id="a pattern of two lines"),
+        pytest.param({"models": ["*a*a*a*a*"]}, "more than 4 stars", id="a pattern of many stars"),
         pytest.param({"methods": ["a.Echo/*"]}, "/a.Echo/", id="a method that can never match"),
         pytest.param({"lives_s": -1.0}, "lives_ms must be", id="a life below zero"),
         pytest.param({"lives_s": 1e15}, "lives_ms must be", id="a life of ages"),
