@@ -93,8 +93,7 @@ class Accounting:
     async def allocate(self, caller: Caller, wanted: Grant) -> Granted:
         """Raises as `top_up`."""
         _check(wanted)
-        pool = account.pool(wanted.tenant)
-        source, target = wanted.source or pool, wanted.target or pool
+        source, target = _named(wanted.tenant, wanted.source), _named(wanted.tenant, wanted.target)
         fields = Fields()
         if source == target:
             fields.wrong("target", f"must be another account than the source, {source}")
@@ -183,7 +182,7 @@ class Accounting:
         for field, value in (("from_day", from_day), ("to_day", to_day)):
             if not _is_day(value):
                 fields.wrong(field, "must be a day such as 2026-11-24")
-        if from_day > to_day:
+        if _is_day(from_day) and _is_day(to_day) and from_day > to_day:
             fields.wrong("from_day", f"{from_day} is after {to_day}, the last day")
         fields.check()
         for name, own in (("department", seen.department), ("member", seen.member)):
@@ -225,6 +224,15 @@ class Accounting:
     async def _granted(self, tenant: str, *names: str, again: bool) -> Granted:
         found = {one.account: one for one in await statement.balances(self._engine, tenant)}
         return Granted(again=again, balances=tuple(found[name] for name in names))
+
+
+def _named(tenant: str, said: str) -> str:
+    """The account: "member:ann" is one of the tenant's, as is "pool", or nothing."""
+    kind, _, name = said.partition(":")
+    if kind in ("", "pool") and not name:
+        return account.pool(tenant)
+    prefix = account.pool(tenant).partition(":")[2]
+    return said if "/" in name or kind == "pool" else f"{kind}:{prefix}/{name}"
 
 
 def _check(wanted: Grant) -> None:
