@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from integration.accounts.test_service import INFER, Accountant
@@ -32,7 +34,8 @@ async def codes(running: Running, key: str) -> list[str]:
 
     async def one() -> str:
         async with running.channel() as channel:
-            call = channel.unary_unary(INFER)(infer("m"), metadata=[("x-api-key", key)], timeout=20)
+            infers: Any = channel.unary_unary(INFER)
+            call = infers(infer("m"), metadata=[("x-api-key", key)], timeout=20)
             return str((await call.code()).name)
 
     return await asyncio.gather(*(one() for _ in range(CALLS)))
@@ -72,6 +75,8 @@ async def test_what_was_used_is_written_when_a_router_ends(tmp_path: Path) -> No
         async with router(tmp_path, config) as running:
             key = await asyncio.to_thread(lambda: file.read_text().strip())
             assert set(await codes(running, key)) == {"OK"}
+            running.process.send_signal(signal.SIGTERM)
+            assert await running.process.wait() == 0
     async with opened(url) as engine, engine.connect() as connection:
         found = await connection.exec_driver_sql("SELECT SUM(calls) FROM usage")
         assert found.scalar() == CALLS
