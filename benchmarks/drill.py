@@ -4,8 +4,9 @@
     python benchmarks/drill.py --minutes 1 [--discovery static]
 
 A model's new version is brought in by canary, a fallback is added, backends are killed, Consul is
-killed and comes back, the routes are rolled back: each by what an operator would do, while callers
-call on. Prints a timeline, writes .cache/bench/drill.json and .cache/bench/drill.png.
+killed and comes back, the routes are rolled back: each by what an operator would do, a command or
+a change of the file, while callers call on. Prints a timeline, writes .cache/bench/drill.json and
+.cache/bench/drill.png.
 
 With `--discovery static` the endpoints are listed in aiflow.yaml, and the steps about Consul are
 left out.
@@ -38,6 +39,7 @@ from aiflow_sdk.consul import Consul
 from aiflow_sdk.consul_entry import Entry, to_service
 
 HERE = Path(__file__).parent
+AIFLOW = str(Path(sys.executable).with_name("aiflow"))
 RATE = 150.0
 IN_FORCE_WITHIN_S = 10.0
 READY_S = 15.0
@@ -70,9 +72,27 @@ class World:
         print(f"{int(at_s) // 60:02}:{at_s % 60:04.1f}  {told}  {what}", flush=True)
 
     async def routes(self, **route: object) -> None:
-        """Writes another route for the model; returns when calls go by it."""
+        """Writes another route for the model into the file; returns when calls go by it."""
         before, since_s = self.traffic.versions[-1], time.monotonic()
         write(self.file, {**self.fixed, "routes": [{**PLAIN, **route}]})
+        await self._in_force(before, since_s)
+
+    async def aiflow(self, *arguments: str) -> None:
+        """Changes the policy by a command, which is timed from its start; returns as `routes`."""
+        before, since_s = self.traffic.versions[-1], time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            AIFLOW,
+            *arguments,
+            env={**os.environ, "AIFLOW_ROUTER": self.traffic.address},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+        if process.returncode:
+            sys.exit(f"aiflow {' '.join(arguments)}: {said.decode()}")
+        await self._in_force(before, since_s)
+
+    async def _in_force(self, before: str, since_s: float) -> None:
         try:
             async with asyncio.timeout(IN_FORCE_WITHIN_S):
                 version = await self.traffic.in_force_after(before)
@@ -89,8 +109,8 @@ class World:
 Step = Callable[[World], Awaitable[None]]
 
 
-async def canary(world: World, percent: int) -> None:
-    await world.routes(split={"detector": 100 - percent, "detector-v2": percent})
+async def canary(world: World, *arguments: str) -> None:
+    await world.aiflow("canary", "detector", *arguments)
 
 
 async def add_fallback(world: World) -> None:
@@ -115,7 +135,7 @@ async def return_consul(world: World) -> None:
 
 
 async def roll_back(world: World) -> None:
-    await world.routes()
+    await world.aiflow("policy", "rollback", world.traffic.versions[0])
 
 
 async def nothing(_: World) -> None:
@@ -125,9 +145,9 @@ async def nothing(_: World) -> None:
 # When, as a part of the whole time; what; how.
 STEPS: Sequence[tuple[float, str, Step]] = (
     (0.00, "steady traffic to detector", nothing),
-    (0.10, "canary: 10% to detector-v2", lambda world: canary(world, 10)),
-    (0.20, "canary: 50%", lambda world: canary(world, 50)),
-    (0.30, "canary: 100%", lambda world: canary(world, 100)),
+    (0.10, "canary: 10% to detector-v2", lambda world: canary(world, "--new", "detector-v2")),
+    (0.20, "canary: 50%", lambda world: canary(world, "--step")),
+    (0.30, "canary: 100%", lambda world: canary(world, "--step")),
     (0.40, "add the fallback detector-lite", add_fallback),
     (0.50, "kill -9 one server of detector-v2", lose_one),
     (0.60, "kill -9 the other: detector-lite takes over", lose_one),
@@ -188,8 +208,7 @@ async def drill(minutes: float, *, with_consul: bool, folder: Path) -> World:
             "discovery": discovery(backends, consul),
         }
         write(file, {**fixed, "routes": [PLAIN]})
-        aiflow = Path(sys.executable).with_name("aiflow")
-        command = [str(aiflow), "router", "--config", str(file)]
+        command = [AIFLOW, "router", "--config", str(file)]
         router = stack.enter_context(started(command, log.fileno()))
         await ready(router.address)
         traffic = await stack.enter_async_context(

@@ -178,6 +178,7 @@ async def _one_process(
     from aiflow_router.garbage import kept_short  # noqa: PLC0415 - as above
     from aiflow_router.main import serving  # noqa: PLC0415 - as above
     from aiflow_router.rpc.server import AddressInUseError  # noqa: PLC0415 - as above
+    from aiflow_router.rpc.tls import CertificateError  # noqa: PLC0415 - as above
     from aiflow_router.storage.database import StorageError  # noqa: PLC0415 - as above
     from aiflow_sdk.consul import ConsulRefusedError  # noqa: PLC0415 - as above
 
@@ -204,7 +205,7 @@ async def _one_process(
             with kept_short():
                 await stop.wait()
                 await running.drain()
-    except (AddressInUseError, ConsulRefusedError, StorageError) as error:
+    except (AddressInUseError, CertificateError, ConsulRefusedError, StorageError) as error:
         # Told here, while the loop runs that the half-started server needs for its end.
         return str(error)
     return ""

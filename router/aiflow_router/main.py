@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc.aio
 import structlog
 from aiohttp import web
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,6 +26,7 @@ from aiflow_router.forwarding.link import Links
 from aiflow_router.identity.directory import Directory
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
+from aiflow_router.policy.guards import Changing, Guards
 from aiflow_router.policy.keeping import Watched, keeping, of_the_file
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.table import Table
@@ -74,8 +76,8 @@ async def serving(
         shared: None where this is the only process at its address.
         watched: the file whose changes are taken while it runs; None for none.
 
-    Raises AddressInUseError, StorageError, and ConsulRefusedError where files for TLS to Consul
-    cannot be used.
+    Raises AddressInUseError, CertificateError, StorageError, and ConsulRefusedError where files for
+    TLS to Consul cannot be used.
     """
     config = config or Config()
     leave_out_callers_bytes()
@@ -88,7 +90,8 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    table = parts.table(config, policies, loads=loads, metrics=metrics)
+    guards = Guards()
+    table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
     identity = parts.identity(config, metrics)
     front = parts.front(
         config,
@@ -134,9 +137,10 @@ async def serving(
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
         watchers, registering = _registering(front, catalog, census, loads, shared)
-        policy_watchers, administering = await stack.enter_async_context(
+        policy_watchers, administering, changing = await stack.enter_async_context(
             _administering(front, policies, config=config, watched=watched, shared=shared)
         )
+        _started(stack, guards.run(changing))
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -160,13 +164,8 @@ async def serving(
             elsewhere=frozenset({health.SERVICE}),
         )
         server.add_generic_rpc_handlers((door, health.handler(healths)))
-        grpc_address = listen_grpc(server, config.listen.grpc)
-
-        async def stop() -> None:
-            # After a drain the last answers are handed over but may not be on the wire yet.
-            await server.stop(LAST_ANSWERS_S if front.draining else None)
-
-        stack.push_async_callback(stop)
+        grpc_address = listen_grpc(server, config.listen)
+        stack.push_async_callback(_stop, server, front)
 
         async def text() -> bytes:
             return metrics.text()
@@ -212,6 +211,11 @@ async def serving(
             directory=identity.directory,
             engine=engine,
         )
+
+
+async def _stop(server: grpc.aio.Server, front: Front) -> None:
+    # After a drain the last answers are handed over but may not be on the wire yet.
+    await server.stop(LAST_ANSWERS_S if front.draining else None)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -357,15 +361,18 @@ async def _administering(
     config: Config,
     watched: Watched | None,
     shared: Shared | None,
-) -> AsyncIterator[tuple[Closing, registry.Handlers]]:
-    """Who watches, and the handlers of PolicyService: its own, or its owner's passed on."""
+) -> AsyncIterator[tuple[Closing, registry.Handlers, Changing]]:
+    """Who watches, the handlers of PolicyService, and its desk: its own, or its owner's."""
     if shared is not None:
         relays = Relays(shared.owner, policy.WATCH)
-        yield relays, policy.relayed(front, owner=shared.owner, relays=relays)
+        handlers = policy.relayed(front, owner=shared.owner, relays=relays)
+        yield relays, handlers, policy.OwnersDesk(shared.owner)
         return
     async with keeping(policies, running=lambda: config, watched=watched) as kept:
+        if (store := kept.store) is not None:
+            front.metrics.watch_policy_store(lambda: store.age_s)
         service = policy.Service(kept.desk)
-        yield service, policy.handlers(front, service=service)
+        yield service, policy.handlers(front, service=service), kept.desk
 
 
 def _tenancy(

@@ -31,6 +31,7 @@ from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
 from aiflow_router.limits.memory import Memory
+from aiflow_router.policy.guards import Guards
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
@@ -77,7 +78,7 @@ def checks(config: Config, *, links: Links, loads: Loads, metrics: Metrics) -> H
     )
 
 
-def _stops(metrics: Metrics) -> OnStop:
+def _stops(metrics: Metrics, guards: Guards) -> OnStop:
     """Tells of a side of a split that its guard stopped."""
 
     def told(model: str, side: str, stop: Stop) -> None:
@@ -87,18 +88,21 @@ def _stops(metrics: Metrics) -> OnStop:
         else:
             metrics.split_stopped(model, side, stop.reason)()
             _log.error("a split's side is stopped", model=model, side=side, why=stop.why)
+            guards.stopped(model, side, stop)
 
     return told
 
 
-def table(config: Config, policies: Policies, *, loads: Loads, metrics: Metrics) -> Table:
+def table(
+    config: Config, policies: Policies, *, loads: Loads, metrics: Metrics, guards: Guards
+) -> Table:
     return Table(
         loads=loads,
         policies=policies.current.policies,
         default=Policy(),
         clock=CLOCK,
         preference=Preference(zone=config.zone, slow_start_s=config.slow_start),
-        on_stop=_stops(metrics),
+        on_stop=_stops(metrics, guards),
     )
 
 

@@ -51,6 +51,12 @@ class TLS:
         if (self.cert_file is None) != (self.key_file is None):
             raise BadInputError("TLS: cert_file and key_file belong together; give both or none")
 
+    @classmethod
+    def from_environment(cls) -> TLS | None:
+        """By AIFLOW_TLS_CA, AIFLOW_TLS_CERT and AIFLOW_TLS_KEY; None where none of them is set."""
+        ca, cert, key = (os.environ.get(f"AIFLOW_TLS_{n}") or None for n in ("CA", "CERT", "KEY"))
+        return cls(ca_file=ca, cert_file=cert, key_file=key) if ca or cert or key else None
+
     def credentials(self) -> grpc.ChannelCredentials:
         """Reads the files; raises BadInputError naming the one that cannot be read."""
         return grpc.ssl_channel_credentials(
@@ -87,7 +93,7 @@ class Settings:
             router=checked_address(router or os.environ.get("AIFLOW_ROUTER") or DEFAULT_ROUTER),
             api_key=key or None,
             timeout_s=checked_timeout(timeout_s),
-            tls=tls,
+            tls=tls or TLS.from_environment(),
             retry=retry or Retry(),
         )
 

@@ -65,13 +65,15 @@ class AsyncClient:
             router: "host:port"; None takes AIFLOW_ROUTER, or else 127.0.0.1:7600.
             api_key: None takes AIFLOW_API_KEY, or else sends none.
             timeout_s: deadline of a call that has none of its own, repetitions included.
-            tls: None sends everything, the key too, unencrypted.
+            tls: None for AIFLOW_TLS_CA, AIFLOW_TLS_CERT and AIFLOW_TLS_KEY; without these all is
+                sent unencrypted, the key too.
             retry: None means three attempts, 25 to 250 ms apart.
         """
         self._settings = Settings.resolve(
             router=router, api_key=api_key, timeout_s=timeout_s, tls=tls, retry=retry
         )
-        self._credentials = tls.credentials() if tls else None
+        found = self._settings.tls
+        self._credentials = None if found is None else found.credentials()
         self._raw: aio.Channel | None = None
         self._closed = False
         inference: Any = service_pb2_grpc.GRPCInferenceServiceStub

@@ -108,6 +108,24 @@ def stepped(
     return moved(document, model, canary(document, model).next_step(steps))
 
 
+def stopped(document: Mapping[str, Any], model: str, side: str) -> dict[str, Any]:
+    """`document` with no more calls to `model` going to `side`, as its guard does it.
+
+    Where it says so already, or its split has no such side by now, it stays as it is.
+    """
+    changed = copy.deepcopy(dict(document))
+    for route in changed.get("routes") or ():
+        split = route.get("split")
+        if route["match"].get("model") != model or not split or not _weights(split).get(side):
+            continue
+        split = route["split"] = _long(split)
+        old = _old(split, model)
+        split["weights"] = {**split["weights"], side: 0}
+        if not any(weight for name, weight in split["weights"].items() if name != old):
+            split.pop("guard", None)
+    return changed
+
+
 def _route(document: Mapping[str, Any], model: str) -> Any:
     for route in document.get("routes") or ():
         if route["match"].get("model") == model:

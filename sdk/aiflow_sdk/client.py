@@ -57,7 +57,8 @@ class Client:
             router: "host:port"; None takes AIFLOW_ROUTER, or else 127.0.0.1:7600.
             api_key: None takes AIFLOW_API_KEY, or else sends none.
             timeout_s: deadline of a call that has none of its own, repetitions included.
-            tls: None sends everything, the key too, unencrypted.
+            tls: None for AIFLOW_TLS_CA, AIFLOW_TLS_CERT and AIFLOW_TLS_KEY; without these all is
+                sent unencrypted, the key too.
             retry: None means three attempts, 25 to 250 ms apart.
         """
         self._settings = Settings.resolve(
@@ -66,8 +67,10 @@ class Client:
         options = self._settings.channel_options()
         self._raw = (
             grpc.insecure_channel(self._settings.router, options)
-            if tls is None
-            else grpc.secure_channel(self._settings.router, tls.credentials(), options)
+            if self._settings.tls is None
+            else grpc.secure_channel(
+                self._settings.router, self._settings.tls.credentials(), options
+            )
         )
         self._closed = False
         inference: Any = service_pb2_grpc.GRPCInferenceServiceStub

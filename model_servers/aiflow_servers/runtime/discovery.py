@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
+from aiflow_sdk.command.options import encrypts, tls_of
+
 if TYPE_CHECKING:  # what the `servers` extra brings is imported when a server is really run
     from aiflow_servers.runtime.registrar import Registrar
 
@@ -19,7 +21,13 @@ _DEFAULT_CONSUL = "http://127.0.0.1:8500"
 
 # Options that say something about one place to register and nothing about the other.
 _ONLY: dict[Discovery, dict[str, str]] = {
-    "embedded": {"router": "--router", "api_key": "--api-key"},
+    "embedded": {
+        "router": "--router",
+        "api_key": "--api-key",
+        "tls_ca": "--tls-ca",
+        "tls_cert": "--tls-cert",
+        "tls_key": "--tls-key",
+    },
     "consul": {"consul": "--consul", "consul_token_file": "--consul-token-file"},
 }
 # Options that say something about any.
@@ -62,6 +70,9 @@ def registers(command: F) -> F:
         consul: str,
         consul_token_file: Path | None,
         standalone: bool,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
         **options: Any,
     ) -> Any:
         _check(discovery, standalone=standalone)
@@ -70,13 +81,13 @@ def registers(command: F) -> F:
             registrar = (
                 _at_consul(consul, consul_token_file)
                 if discovery == "consul"
-                else _at_router(router, api_key)
+                else _at_router(router, api_key, (tls_ca, tls_cert, tls_key))
             )
         return command(registrar=registrar, **options)
 
     for option in reversed(_OPTIONS):
         with_registrar = option(with_registrar)
-    return with_registrar  # type: ignore[return-value]  # click takes its arguments by name
+    return encrypts(with_registrar)  # type: ignore[return-value]  # click takes its arguments by name
 
 
 def _check(discovery: Discovery, *, standalone: bool) -> None:
@@ -104,10 +115,16 @@ def _typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _at_router(router: str, api_key: str | None) -> Registrar:
+def _at_router(
+    router: str, api_key: str | None, tls: tuple[str | None, str | None, str | None]
+) -> Registrar:
+    from aiflow_sdk.errors import AiflowError  # noqa: PLC0415 - see the top
     from aiflow_servers.runtime.lease_registrar import LeaseRegistrar  # noqa: PLC0415 - see the top
 
-    return LeaseRegistrar(router=router, api_key=api_key)
+    try:
+        return LeaseRegistrar(router=router, api_key=api_key, tls=tls_of(*tls))
+    except AiflowError as error:
+        raise click.UsageError(error.message) from error
 
 
 def _at_consul(consul: str, token_file: Path | None) -> Registrar:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
-from aiflow_sdk import status
+from aiflow_sdk import TLS, status
 from aiflow_sdk.errors import NotFoundError
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -20,11 +20,20 @@ class LeaseRegistrar:
     Args:
         router: "host:port" of the router's gRPC.
         api_key: sent as a bearer token; None where the router asks for none.
+        tls: None where the router takes plain text.
         ttl_s: how long the router keeps the endpoint without hearing of it.
     """
 
-    def __init__(self, *, router: str, api_key: str | None = None, ttl_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        router: str,
+        api_key: str | None = None,
+        tls: TLS | None = None,
+        ttl_s: float = 2.0,
+    ) -> None:
         self._router = router
+        self._credentials = None if tls is None else tls.credentials()
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._ttl_ms = round(ttl_s * 1000)
         self._timeout_s = ttl_s / 3  # a lost reply leaves time for two more tries
@@ -50,7 +59,12 @@ class LeaseRegistrar:
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         self._lease_id = ""
-        async with grpc.aio.insecure_channel(self._router, options) as channel:
+        channel = (
+            grpc.aio.insecure_channel(self._router, options)
+            if self._credentials is None
+            else grpc.aio.secure_channel(self._router, self._credentials, options)
+        )
+        async with channel:
             self._registry = registry_pb2_grpc.RegistryServiceStub(channel)
             yield
 

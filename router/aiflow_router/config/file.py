@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,9 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from aiflow_router.config import limits, prices, routes
-from aiflow_router.config.config import Config, Listen
+from aiflow_router.config.config import Config
 from aiflow_router.config.discovery import Consul, Embedded
 from aiflow_router.config.limits import Ground
+from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument
 
 DEFAULT_FILE = "aiflow.yaml"
@@ -60,16 +61,16 @@ def parse(text: str, *, file: str = DEFAULT_FILE) -> Config:
 
 
 def parse_policy(
-    text: str, *, file: str = "policy", ground: Ground | None = None
+    text: str, *, file: str = "policy", running: Config | None = None
 ) -> PolicyDocument:
-    """A document of what may change while a router runs. Raises ConfigError as `parse` does.
+    """A document of what may change while the router runs. Raises ConfigError as `parse` does.
 
-    `ground` is that router's; one that can carry out anything where there is none.
+    `running` is what the router runs by; it is to be possible there. None for anywhere.
     """
-    return _parsed(PolicyDocument, text, file=file, ground=ground)
+    return _parsed(PolicyDocument, text, file=file, running=running)
 
 
-def _parsed(kind: type[S], text: str, *, file: str, ground: Ground | None = None) -> S:
+def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = None) -> S:
     root, value = _composed(text, file=file)
     if root is None:
         return kind()
@@ -83,11 +84,11 @@ def _parsed(kind: type[S], text: str, *, file: str, ground: Ground | None = None
     try:
         found = kind.model_validate(value)
     except ValidationError as failure:
-        problems += [_problem(kind, root, error) for error in failure.errors()]
+        problems += [_problem(kind, root, error) for error in _own(failure.errors())]
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
-            for problem in _between(found, ground)
+            for problem in _between(found, found if isinstance(found, Config) else running)
         ]
         if not problems:
             return found
@@ -97,20 +98,18 @@ def _parsed(kind: type[S], text: str, *, file: str, ground: Ground | None = None
     )
 
 
-def _between(found: Config | PolicyDocument, ground: Ground | None) -> Iterator[routes.Problem]:
-    """What is wrong between parts that are right by themselves."""
-    servable = _servable(found)
+def _between(found: Config | PolicyDocument, running: Config | None) -> Iterator[routes.Problem]:
+    """What is wrong between parts that are right by themselves, for a router that runs by that."""
+    servable = _servable(running)
+    ground = Ground(redis=True, storage=True) if running is None else running.ground()
     yield from routes.check(found.routes, servable=servable)
-    if isinstance(found, Config):
-        ground = found.ground()
-    ground = ground or Ground(redis=True, storage=True)
     yield from limits.check(found.limits, ground=ground, servable=servable)
     yield from prices.check(found.routes, ground=ground)
 
 
-def _servable(found: Config | PolicyDocument) -> frozenset[str] | None:
+def _servable(running: Config | None) -> frozenset[str] | None:
     """The models that there ever can be; None where nothing says so."""
-    return found.discovery.only_models() if isinstance(found, Config) else None
+    return None if running is None else running.discovery.only_models()
 
 
 def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:
@@ -166,6 +165,12 @@ def _tuples(value: Any, seen: Iterator[int]) -> Any:
 
 def _dotted(path: routes.Path) -> str:
     return ".".join(str(part) for part in path)
+
+
+def _own(errors: Sequence[Any]) -> Iterator[Any]:
+    """Without those of lists that are too short only because what is in them is wrong."""
+    inside = {tuple(error["loc"][:end]) for error in errors for end in range(len(error["loc"]))}
+    return (e for e in errors if e["type"] != "too_short" or tuple(e["loc"]) not in inside)
 
 
 def _problem(kind: type[BaseModel], root: yaml.Node, error: Any) -> tuple[yaml.Mark, str]:

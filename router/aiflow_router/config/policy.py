@@ -6,6 +6,7 @@ import re
 
 from pydantic import field_validator, model_validator
 
+from aiflow_router.config.discovery import Consul
 from aiflow_router.config.limit import Limit
 from aiflow_router.config.route import Route
 from aiflow_router.config.values import Section
@@ -36,7 +37,8 @@ class ConsulTLS(Section):
 class ConsulKV(Section):
     # Has the policy; the versions lie below it.
     key: str
-    address: str = DEFAULT_ADDRESS
+    # None for the Consul of `discovery`, as that is reached, else for the agent of this machine.
+    address: str | None = None
     # Read anew when it changes.
     token_file: str | None = None
     datacenter: str | None = None
@@ -51,8 +53,8 @@ class ConsulKV(Section):
 
     @field_validator("address")
     @classmethod
-    def _address(cls, value: str) -> str:
-        if problem := address_problem(value):
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and (problem := address_problem(value)):
             raise ValueError(problem)
         return value
 
@@ -60,11 +62,32 @@ class ConsulKV(Section):
     def _usable(self) -> ConsulKV:
         if (self.tls.cert is None) != (self.tls.key is None):
             raise ValueError("tls: `cert` and `key` belong together: give both or none")
-        if self.tls != ConsulTLS() and not self.address.startswith("https:"):
+        if self.address is None:
+            given = {"token_file", "datacenter", "tls"} & self.model_fields_set
+            if given:
+                raise ValueError(
+                    f"`{min(given)}` belongs to an `address`: give that too, or leave both out to "
+                    "ask the Consul of `discovery`"
+                )
+        elif self.tls != ConsulTLS() and not self.address.startswith("https:"):
             raise ValueError(
                 f"`tls` has no effect with {self.address}: write https:// there, or leave it out"
             )
         return self
+
+    def reached(self, discovery: Consul | None) -> ConsulKV:
+        """With all that is needed to reach it, which may be as `discovery` is."""
+        if self.address is not None:
+            return self
+        if discovery is None:
+            return self.model_copy(update={"address": DEFAULT_ADDRESS})
+        return ConsulKV(
+            key=self.key,
+            address=discovery.address,
+            token_file=discovery.token_file,
+            datacenter=discovery.datacenter,
+            tls=ConsulTLS(ca=discovery.ca, cert=discovery.cert, key=discovery.key),
+        )
 
 
 class PolicySources(Section):

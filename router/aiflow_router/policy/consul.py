@@ -1,7 +1,7 @@
 """A key in Consul as a source of the policy, and as the shelf that several routers share.
 
-Under the key lies the policy as somebody wrote it, under KEY/versions/VERSION each that was ever
-taken, so that any router can roll back to it.
+Under the key lies the policy as somebody wrote it, under KEY/versions/VERSION each that was taken
+lately, so that any router can roll back to it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from aiflow_router.config.config import Config
 from aiflow_router.config.file import ConfigError, parse_policy
-from aiflow_router.config.limits import Ground
 from aiflow_router.policy.edition import Edition, edition
 from aiflow_router.policy.policies import Policies, changed
 from aiflow_sdk import errors
@@ -31,13 +31,16 @@ from aiflow_sdk.consul import (
 
 _log = structlog.get_logger(__name__)
 
-WAIT_S = 60.0
+# The age of what is known grows up to it, and a sixteenth more.
+WAIT_S = 30.0
 # Consul lets nobody wait for a key that is not there.
 MISSING_EVERY_S = 0.5
 BACKOFF = Backoff(min_s=0.25, max_s=10.0, reset_after_s=30.0)
 # A write is seen by this router's own watch within milliseconds.
 SEEN_WITHIN_S = 2.0
 MAX_BYTES = 512 * 1024
+# Versions that stay there, the newest and the one in force.
+KEPT_VERSIONS = 100
 # Writes of others that come between reading and writing, where nothing is expected.
 TRIES = 5
 
@@ -62,6 +65,7 @@ class Store:
 
     Attributes:
         began: set when Consul was asked once, whatever came of it.
+        age_s: since it last said what lies there, or that nothing new does.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Store:
         key: str,
         *,
         policies: Policies,
-        ground: Callable[[], Ground] = Ground,
+        running: Callable[[], Config],
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         wall: Callable[[], float] = time.time,
@@ -78,13 +82,18 @@ class Store:
         self._consul = consul
         self._key = key
         self._policies = policies
-        self._ground = ground
+        self._running = running
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._sleep = sleep
         self._wall = wall
         self._taken: _Found | None = None
         self._seen_more = asyncio.Event()
+        self._heard_s = asyncio.get_running_loop().time()
         self.began = asyncio.Event()
+
+    @property
+    def age_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._heard_s
 
     def place(self) -> str:
         return f"Consul under {self._key}"
@@ -101,6 +110,7 @@ class Store:
                     index=index or None,
                     wait_s=WAIT_S if index else None,
                 )
+                self._heard_s = loop.time()
                 # One that went backwards is of a Consul with another past.
                 index = answer.index if answer.index >= index else 0
                 await self._take(_found(answer.body))
@@ -108,6 +118,7 @@ class Store:
                     await self._sleep(MISSING_EVERY_S)
             except ConsulMissingError:
                 index = 0
+                self._heard_s = loop.time()
                 self.began.set()
                 await self._sleep(MISSING_EVERY_S)
             except ConsulError as error:
@@ -188,8 +199,28 @@ class Store:
             raise changed(allowed[0], version)
 
     async def _keep(self, raw: bytes, version: str) -> None:
-        """Writes the version down unless it is there already."""
-        await self._consul.put(self._path(version), raw, {"cas": "0"})
+        """Writes the version down unless it is there already; then the oldest may have to go."""
+        answer = await self._consul.put(self._path(version), raw, {"cas": "0"})
+        if answer.body is True:
+            await self._prune(version)
+
+    async def _prune(self, newest: str) -> None:
+        folder = f"{self._path()}/versions/"
+        names = (await self._consul.get(folder, {"keys": ""}, stale=False)).body
+        if not isinstance(names, list) or len(names) <= KEPT_VERSIONS:
+            return
+        # With what lies under them, which is much; so it is asked for only now.
+        found = (await self._consul.get(folder, {"recurse": ""}, stale=False)).body
+        assert isinstance(found, list)  # noqa: S101 - as the names were
+        current = self._policies.current.version
+        spared = {f"{self._key}/versions/{version}" for version in (newest, current)}
+        oldest = [entry for entry in found if entry["Key"] not in spared]
+        oldest.sort(key=lambda entry: int(entry["CreateIndex"]))
+        for entry in oldest[: len(found) - KEPT_VERSIONS]:
+            # Only as it was seen: another router may have done it, and somebody written it.
+            await self._consul.delete(
+                self._path(entry["Key"].rpartition("/")[2]), {"cas": str(entry["ModifyIndex"])}
+            )
 
     async def _take_effect(self) -> None:
         """Returns when what lies there now has come to this router's own watch."""
@@ -224,7 +255,7 @@ class Store:
     def _edition(self, found: _Found) -> Edition:
         """Raises ConfigError."""
         return edition(
-            parse_policy(found.text(), file=f"consul:{self._key}", ground=self._ground()),
+            parse_policy(found.text(), file=f"consul:{self._key}", running=self._running()),
             source="consul",
             origin=self._key,
             since_s=self._wall(),

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from aiflow_router.config.config import Config
 from aiflow_router.config.file import ConfigError, parse_policy
-from aiflow_router.config.limits import Ground
 from aiflow_router.policy.edition import Edition, edition
 from aiflow_router.policy.policies import Policies, changed
 from aiflow_sdk import errors
@@ -55,13 +55,12 @@ class Desk:
         self,
         policies: Policies,
         *,
+        running: Callable[[], Config],
         shelf: Shelf | None = None,
-        ground: Callable[[], Ground] = Ground,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Args: ground: what the router that runs can carry out."""
         self.policies = policies
-        self._ground = ground
+        self._running = running
         self._shelf = shelf
         self._wall = wall
 
@@ -105,6 +104,12 @@ class Desk:
         back = replace(found, source="admin", origin=by, since_s=self._wall())
         return await self._put(back, text, expected=expected)
 
+    async def current(self) -> tuple[str, str]:
+        return self.policies.current.version, self.policies.current.text
+
+    async def replace(self, text: str, *, by: str, expected: str) -> None:
+        await self.set(text, name=NAME, by=by, expected=expected, dry_run=False)
+
     async def _put(self, found: Edition, text: str, *, expected: str) -> Outcome:
         if self._shelf is None:
             before = await self.policies.put(found, expected=expected)
@@ -134,8 +139,12 @@ class Desk:
             raise refused(error) from None
 
     def _edition(self, text: str, name: str, by: str) -> Edition:
-        document = parse_policy(text, file=name, ground=self._ground())
-        return edition(document, source="admin", origin=by, since_s=self._wall())
+        return edition(
+            parse_policy(text, file=name, running=self._running()),
+            source="admin",
+            origin=by,
+            since_s=self._wall(),
+        )
 
 
 def refused(error: ConfigError) -> errors.BadInputError:

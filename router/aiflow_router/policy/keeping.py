@@ -11,7 +11,6 @@ from pathlib import Path
 import structlog
 
 from aiflow_router.config.config import Config
-from aiflow_router.config.limits import Ground
 from aiflow_router.config.policy import ConsulKV
 from aiflow_router.policy.consul import Store
 from aiflow_router.policy.desk import Desk
@@ -36,10 +35,11 @@ class Watched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What keeps the policy; `file` is None where no file is watched."""
+    """What keeps the policy; `file` is None where no file is watched, as `store` without a key."""
 
     desk: Desk
     file: File | None
+    store: Store | None
 
 
 def of_the_file(config: Config, *, origin: str, since_s: float) -> Edition:
@@ -58,18 +58,15 @@ async def keeping(
         running: the configuration that the router runs by.
         watched: None where there is no file.
     """
-
-    def ground() -> Ground:
-        return running().ground()
-
     async with AsyncExitStack() as stack:
         file = None
         if watched is not None:
             file = File(watched.path, watched.read, running=running, policies=policies)
         store = None
         if (kv := running().policy.consul_kv) is not None:
-            consul = await stack.enter_async_context(_consul(kv))
-            store = Store(consul, kv.key, policies=policies, ground=ground)
+            found = kv.reached(running().discovery.consul)
+            consul = await stack.enter_async_context(_consul(found))
+            store = Store(consul, kv.key, policies=policies, running=running)
             _followed(stack, store.run())
             try:
                 async with asyncio.timeout(CONSUL_WITHIN_S):
@@ -78,10 +75,11 @@ async def keeping(
                 _log.warning("Consul does not say its policy: begins without", key=kv.key)
         if file is not None:
             _followed(stack, file.run())
-        yield Kept(desk=Desk(policies, shelf=store, ground=ground), file=file)
+        yield Kept(desk=Desk(policies, running=running, shelf=store), file=file, store=store)
 
 
 def _consul(kv: ConsulKV) -> Consul:
+    assert kv.address is not None  # noqa: S101 - see ConsulKV.reached
     return Consul(
         kv.address,
         token_file=kv.token_file,

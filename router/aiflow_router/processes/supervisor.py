@@ -38,8 +38,10 @@ from aiflow_router.processes.pool import Pool
 from aiflow_router.processes.worker import SUPERVISOR_SOCKET
 from aiflow_router.rpc import http
 from aiflow_router.rpc.server import AddressInUseError, in_use_grpc, listen_http
+from aiflow_router.rpc.tls import CertificateError, server_credentials
 from aiflow_router.storage.database import StorageError
 from aiflow_router.telemetry.discovery import AGE, DiscoveryAtScrape
+from aiflow_router.telemetry.policy import watch_store
 from aiflow_sdk.consul import ConsulRefusedError
 
 _log = structlog.get_logger(__name__)
@@ -65,6 +67,8 @@ async def supervise(
                     f"{folder} is too long for Unix sockets in it: set TMPDIR to a folder with a "
                     "shorter name"
                 )
+            if config.listen.tls is not None:
+                server_credentials(config.listen.tls)  # Rather told here than by each worker.
             try:
                 address = stack.enter_context(reserved(config.listen.grpc))
             except OSError as error:
@@ -72,7 +76,13 @@ async def supervise(
             supervisor = Supervisor(config, watched=watched, folder=folder, address=address)
             await stack.enter_async_context(supervisor.running(listening))
             return await supervisor.until_told()
-    except (AddressInUseError, ChildError, ConsulRefusedError, StorageError) as error:
+    except (
+        AddressInUseError,
+        CertificateError,
+        ChildError,
+        ConsulRefusedError,
+        StorageError,
+    ) as error:
         return str(error)
 
 
@@ -128,6 +138,8 @@ class Supervisor:
                 keeping(self._policies, running=lambda: self._config, watched=self._watched)
             )
             self._file = kept.file
+            if (store := kept.store) is not None:
+                self._metrics.keeps_policy(lambda: store.age_s)
             owner = Owner(
                 self._catalog, kept.desk, engine, lambda: [*pool.serving(), *pool.leaving()]
             )
@@ -296,6 +308,9 @@ class _Metrics:
 
     def discovers(self, discovery: consul.Discovery) -> None:
         self._registry.register(DiscoveryAtScrape(discovery))
+
+    def keeps_policy(self, age_s: Callable[[], float]) -> None:
+        watch_store(self._registry, age_s)
 
     def text(self) -> str:
         return generate_latest(self._registry).decode()

@@ -34,6 +34,7 @@ from aiflow_router.processes.following import Following
 from aiflow_router.processes.following import catalog as following_catalog
 from aiflow_router.processes.following import policy as following_policies
 from aiflow_router.rpc.server import AddressInUseError
+from aiflow_router.rpc.tls import CertificateError
 from aiflow_router.running import Router, Shared
 from aiflow_router.storage.database import StorageError
 from aiflow_router.telemetry.access import to_shared_stderr
@@ -113,7 +114,7 @@ async def run(folder: Path, name: str, config: Config) -> int:
         except TimeoutError:
             _log.error("the supervisor did not tell catalog and policy", within_s=CATALOG_WITHIN_S)
             return 1
-        except AddressInUseError as error:
+        except (AddressInUseError, CertificateError) as error:
             _log.error("cannot listen", error=str(error))
             return 1
         except StorageError as error:

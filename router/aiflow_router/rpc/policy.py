@@ -9,9 +9,10 @@ from typing import Any
 import grpc.aio
 from google.protobuf.message import Message
 
-from aiflow.admin.v1 import policy_pb2
+from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
 from aiflow_router.config.policy import PolicyDocument
 from aiflow_router.forwarding.metadata import Pair
+from aiflow_router.identity.caller import NOBODY
 from aiflow_router.policy.desk import Desk, Outcome
 from aiflow_router.policy.edition import Edition, Source, edition
 from aiflow_router.policy.policies import Refusal
@@ -20,6 +21,7 @@ from aiflow_router.rpc.front import Front, Stream, Unary
 from aiflow_router.rpc.registry import Handlers
 from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.rpc.watch import Relays, leaving
+from aiflow_sdk import status
 
 SERVICE = "aiflow.admin.v1.PolicyService"
 WATCH = f"/{SERVICE}/Watch"
@@ -77,6 +79,32 @@ def _handlers(front: Front, works: Mapping[str, Unary], watch: Stream) -> Handle
     }
     found[WATCH] = front.stream(WATCH, watch, right="admin", label=SERVICE, quiet=True)
     return found
+
+
+class OwnersDesk:
+    """The desk of the process that has the policy, for one that follows it."""
+
+    def __init__(self, owner: grpc.aio.Channel) -> None:
+        stub = policy_pb2_grpc.PolicyServiceStub(owner)
+        self._get, self._set = stub.Get, stub.Set
+
+    async def current(self) -> tuple[str, str]:
+        request = policy_pb2.GetPolicyRequest()
+        answer = await _asked(self._get(request, timeout=RELAY_WITHIN_S))
+        return answer.policy.version, answer.policy.document
+
+    async def replace(self, text: str, *, by: str, expected: str) -> None:
+        request = policy_pb2.SetPolicyRequest(document=text, expected_version=expected)
+        told = (Asker(caller=replace(NOBODY, tenant=by)).told(),)
+        await _asked(self._set(request, timeout=RELAY_WITHIN_S, metadata=told))
+
+
+async def _asked(call: Awaitable[Any]) -> Any:
+    """Raises AiflowError."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise status.from_rpc_error(error) from None
 
 
 class Service:

@@ -9,8 +9,9 @@ from pathlib import Path
 import grpc.aio
 from aiohttp import web
 
-from aiflow_router.config.config import Listen
+from aiflow_router.config.listen import Listen
 from aiflow_router.forwarding.link import TRANSPORT
+from aiflow_router.rpc.tls import server_credentials
 
 KEEPALIVE_MS = 20_000
 # gRPC's keepalive timeout has no effect while this one is at its minute.
@@ -57,10 +58,15 @@ def grpc_server(listen: Listen, *, shared: bool) -> grpc.aio.Server:
     )
 
 
-def listen_grpc(server: grpc.aio.Server, address: str) -> str:
-    """The address with its real port. Raises AddressInUseError."""
+def listen_grpc(server: grpc.aio.Server, listen: Listen) -> str:
+    """The address with its real port. Raises AddressInUseError, CertificateError."""
+    address = listen.grpc
+    credentials = None if listen.tls is None else server_credentials(listen.tls)
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise in_use_grpc(address, error) from None
     return f"{address.rpartition(':')[0]}:{port}"

@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from aiflow_router.telemetry import policy
 from aiflow_router.telemetry.accounts import AccountsAtScrape, Ledger, Usage
 from aiflow_router.telemetry.batches import BatchesAtScrape, Filled
 from aiflow_router.telemetry.caches import Cached, CachesAtScrape
@@ -251,9 +252,12 @@ class Metrics:
     def watch_accounts(self, ledger: Ledger, usage: Usage) -> None:
         self.registry.register(AccountsAtScrape(ledger, usage))
 
-    def watch_policy(self, policy: Callable[[], tuple[str, str]]) -> None:
-        """`policy` gives the version in force, and the kind of its source."""
-        self.registry.register(_PolicyAtScrape(policy))
+    def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
+        """`in_force` gives the version, and the kind of its source."""
+        self.registry.register(_PolicyAtScrape(in_force))
+
+    def watch_policy_store(self, age_s: Callable[[], float]) -> None:
+        policy.watch_store(self.registry, age_s)
 
     def watch_splits(self, shares: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
         """`shares` gives the parts of each split model's calls, by the model they go to."""

@@ -140,6 +140,58 @@ async def test_a_change_at_one_router_is_one_at_all_and_can_be_rolled_back(
             await all_at([*found, late], "3s")
 
 
+async def test_the_oldest_versions_go_and_never_the_one_in_force(
+    consul: Agent, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiflow_router.policy.consul.KEPT_VERSIONS", 3)
+    async with routers(consul, key) as found:
+        answers = [
+            await asked(found[n % 2], "Set", policy_pb2.SetPolicyRequest(document=ROUTE % f"{n}s"))
+            for n in range(2, 8)
+        ]
+        versions = [answer.policy.version for answer in answers]
+
+        async def kept() -> set[str]:
+            names = await asyncio.to_thread(consul.ask, "GET", f"/v1/kv/{key}/versions/?keys")
+            return {name.rpartition("/")[2] for name in names}
+
+        assert await kept() == set(versions[-3:])
+        back = policy_pb2.RollbackPolicyRequest(version=versions[-3])
+        await asked(found[0], "Rollback", back)
+        new = policy_pb2.SetPolicyRequest(document=ROUTE % "9s")
+        latest = (await asked(found[0], "Set", new)).policy.version
+        assert await kept() == {versions[-3], versions[-1], latest}
+
+
+async def test_what_could_never_be_served_is_refused_as_in_the_file(
+    consul: Agent, key: str
+) -> None:
+    static = "discovery: {static: [{backend: b, address: 127.0.0.1:1, protocol: oip, models: [m]}]}"
+    route = "routes: [{match: {model: m}, fallback: [mm]}]"
+    config = f"policy: {{consul_kv: {{key: {key}, address: '{consul.address}'}}}}\n{static}\n"
+    async with serving(parse(ANY_PORT + config), access_write=lambda _: None) as one:
+        with pytest.raises(errors.BadInputError, match=r'serves "mm".*did you mean `m`'):
+            await asked(one, "Set", policy_pb2.SetPolicyRequest(document=route))
+        await asyncio.to_thread(put, consul, key, route)
+        await until(lambda: one.policies.refusal is not None)
+
+
+async def test_consul_is_asked_as_discovery_asks_it_and_its_age_is_told(
+    consul: Agent, key: str
+) -> None:
+    discovery = f"discovery: {{consul: {{address: '{consul.address}'}}}}\n"
+    config = f"{discovery}policy: {{consul_kv: {{key: {key}}}}}\n{ROUTE % '1s'}"
+    async with serving(parse(ANY_PORT + config), access_write=lambda _: None) as one:
+        await asyncio.to_thread(put, consul, key, ROUTE % "2s")
+        await all_at([one], "2s")
+        (line,) = [
+            line
+            for line in one.metrics.text().decode().splitlines()
+            if line.startswith("aiflow_policy_age_seconds ")
+        ]
+        assert 0 <= float(line.split()[1]) < 5
+
+
 async def test_of_changes_at_the_same_time_one_wins_everywhere(consul: Agent, key: str) -> None:
     async with routers(consul, key) as found:
         first = found[0].policies.current.version

@@ -1,7 +1,6 @@
 """deploy/alerts.yml: its rules are ones of Prometheus, about metrics that a router has."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from integration.router.consul_kit import discovery, entry, register
 from integration.router.kit import backend, mesh, until
 from prometheus_client.parser import text_string_to_metric_families
 
-FILE = Path(__file__).parents[3] / "deploy" / "alerts.yml"
+DEPLOY = Path(__file__).parents[3] / "deploy"
+FILE = DEPLOY / "alerts.yml"
 
 
 def rules() -> list[dict[str, Any]]:
@@ -23,7 +23,8 @@ def rules() -> list[dict[str, Any]]:
 
 async def test_every_metric_and_label_of_an_alert_exists(consul: Agent) -> None:
     named = {name for rule in rules() for name in re.findall(r"aiflow_\w+", rule["expr"])}
-    async with backend() as server, mesh(discovery(consul.address)) as running:
+    config = f"{discovery(consul.address)}\npolicy: {{consul_kv: {{key: aiflow/alerts}}}}\n"
+    async with backend() as server, mesh(config) as running:
         await register(consul, entry(server.address, "alerts", backend="alerts"))
         await until(lambda: "alerts" in running.router.view.snapshot.models)
         wrong = {"Name": "odd-alerts", "Port": 1, "Tags": ["aiflow"]}
@@ -45,6 +46,23 @@ def test_a_rule_says_what_is_wrong_and_how_bad_it_is(rule: dict[str, Any]) -> No
     assert set(rule["annotations"]) == {"summary", "description"}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on PATH")
-def test_prometheus_takes_the_file() -> None:
-    subprocess.run(["promtool", "check", "rules", str(FILE)], check=True)
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """Prometheus's own checker, which is fetched where there is none."""
+    command = [str(DEPLOY / "debian.sh"), "promtool", "prometheus"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def test_prometheus_takes_the_file(promtool: str) -> None:
+    subprocess.run([promtool, "check", "rules", FILE], check=True)
+
+
+def test_the_right_person_is_told_at_the_right_time(promtool: str, tmp_path: Path) -> None:
+    cases = Path(__file__).with_name("alerts_test.yml").read_text()
+    file = tmp_path / "test.yml"
+    file.write_text(cases.replace("RULES", str(FILE)))
+    done = subprocess.run(
+        [promtool, "test", "rules", file], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

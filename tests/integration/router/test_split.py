@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import random
 import time
 from collections import Counter
@@ -207,6 +208,12 @@ async def test_a_bad_canary_is_stopped_at_once(handle: Handle, reason: str) -> N
         assert 'aiflow_split_share{model="a",to="b"} 0.0' in text
         assert 'aiflow_split_share{model="a",to="a"} 1.0' in text
         assert f'aiflow_split_stopped_total{{model="a",reason="{reason}",to="b"}} 1.0' in text
+        # It is a change of the policy, which says why.
+        policies = m.router.policies
+        await until(lambda: policies.current.source == "admin")
+        (route,) = json.loads(policies.current.text)["routes"]
+        assert route["split"]["weights"] == {"a": 1, "b": 0}
+        assert policies.current.origin.startswith("the guard of a: b stopped, ")
 
 
 async def test_an_equal_canary_goes_on() -> None:
@@ -221,7 +228,8 @@ async def test_an_equal_canary_goes_on() -> None:
 
 
 async def test_a_step_is_a_change_of_the_policy_and_lets_a_stopped_side_begin_anew() -> None:
-    async with split(GUARD, {"a": echo, "b": broken}) as m:
+    route = GUARD.replace("b: 1}", "b: 1, c: 1}")
+    async with split(route, {"a": echo, "b": broken, "c": echo}) as m:
 
         def sides() -> Sides:
             found = m.router.front.table.courses["a"].sides
@@ -233,11 +241,13 @@ async def test_a_step_is_a_change_of_the_policy_and_lets_a_stopped_side_begin_an
             found = edition(document, source="admin", origin="test", since_s=time.time())
             await m.router.policies.put(found)
 
-        await load(m, calls=400)
-        assert sides().stopped
-        await put(f"timeout: 4s, {GUARD}")  # The split is as it was: so is what is known of it.
-        assert sides().stopped
-        assert set(await load(m, calls=40)) == {"a"}
+        await load(m, calls=600)
+        await until(lambda: not sides().split.weights["b"])
+        assert sides().split.guard is not None  # It goes on to look at c.
+        tallies = sides().tallies
+        await put(f"timeout: 4s, {route.replace('b: 1', 'b: 0')}")
+        assert sides().tallies is tallies  # The split is as it was: so is what is known of it.
+        assert set(await load(m, calls=40)) == {"a", "c"}
         await put("split: {a: 1, b: 3}")
         assert not sides().stopped
         assert set(await load(m, calls=40)) == {"a", "INTERNAL"}
@@ -255,6 +265,4 @@ async def test_errors_that_a_fallback_hides_count_all_the_same() -> None:
     async with split(GUARD + ", fallback: [a]", {"a": echo, "b": away}) as m:
         ends = await load(m, calls=400)
         assert set(ends) == {"a"}
-        sides = m.router.front.table.courses["a"].sides
-        assert sides is not None
-        await until(lambda: "b" in sides.stopped)
+        await until(lambda: m.router.policies.current.origin.startswith("the guard of a: b "))

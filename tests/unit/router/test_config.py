@@ -311,7 +311,12 @@ def test_an_empty_file_means_the_defaults() -> None:
             id="no address of Consul",
         ),
         pytest.param(
-            "policy: {consul_kv: {key: a, tls: {ca: x}}}",
+            "policy: {consul_kv: {key: a, token_file: t}}",
+            "`token_file` belongs to an `address`",
+            id="a token for nobody",
+        ),
+        pytest.param(
+            "policy: {consul_kv: {key: a, address: 'http://h:1', tls: {ca: x}}}",
             "`tls` has no effect",
             id="certificates for a connection that is not encrypted",
         ),
@@ -506,3 +511,10 @@ def test_what_the_file_says_of_consul_stays_under_the_flags() -> None:
 def test_a_flag_that_is_no_url_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"--consul: address: .*must begin with http"):
         with_discovery(parse(""), "consul", {"address": "127.0.0.1:8500"})
+
+
+def test_a_wrong_value_in_a_list_is_one_problem() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("routes: [{match: {model: m}, fallback: {to: [a], on: [never]}}]", file="f")
+    (problem,) = caught.value.problems
+    assert problem.startswith("f:1:55: routes.0.fallback.on.0: Input should be ")

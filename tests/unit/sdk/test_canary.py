@@ -8,7 +8,7 @@ import pytest
 
 from aiflow_router.config.file import parse_policy
 from aiflow_router.policy.edition import canonical
-from aiflow_sdk.canary import begun, canary, moved, stepped
+from aiflow_sdk.canary import begun, canary, moved, stepped, stopped
 from aiflow_sdk.errors import BadInputError
 
 
@@ -105,3 +105,26 @@ def test_every_step_is_a_policy_that_the_router_takes_and_gives_back_alike() -> 
         if shares[-1] < 100:
             found = stepped(found, "m")
     assert shares == [10, 50, 100]
+
+
+@pytest.mark.parametrize(
+    ("split", "side", "expected"),
+    [
+        pytest.param(
+            {"m": 90, "new": 10}, "new", {"weights": {"m": 90, "new": 0}}, id="written short"
+        ),
+        pytest.param(
+            {"weights": {"m": 1, "x": 1, "y": 1}, "guard": {"errors": "2%"}},
+            "x",
+            {"weights": {"m": 1, "x": 0, "y": 1}, "guard": {"errors": "2%"}},
+            id="another is left, and its guard",
+        ),
+        pytest.param({"m": 1, "x": 0}, "x", {"m": 1, "x": 0}, id="it was stopped already"),
+        pytest.param({"m": 1, "y": 1}, "x", {"m": 1, "y": 1}, id="there is no such side any more"),
+    ],
+)
+def test_a_side_is_stopped(split: Any, side: str, expected: Any) -> None:
+    before = document(split)
+    assert stopped(before, "m", side)["routes"][1]["split"] == expected
+    assert stopped(before, "other", side) == before
+    parse_policy(json.dumps(stopped(before, "m", side)), file="p.json")
