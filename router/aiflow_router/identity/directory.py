@@ -6,9 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+import structlog
+
 from aiflow_router.identity.caller import Caller
 from aiflow_router.storage.instants import shown
 from aiflow_sdk import errors
+
+_log = structlog.get_logger(__name__)
+
+REACHED_WITHIN_S = 5.0
 
 
 class Directory:
@@ -86,10 +92,17 @@ class Directory:
         self._changed = asyncio.Event()
 
     async def reached(self, number: int) -> None:
-        """Returns once row `number` of the audit log is taken in; has it looked for at once."""
-        while self.number < number:
-            self.nudge()
-            await self._changed.wait()
+        """Returns once row `number` of the audit log is taken in; has it looked for at once.
+
+        Or after REACHED_WITHIN_S: the change is made, and taken in when the database answers.
+        """
+        try:
+            async with asyncio.timeout(REACHED_WITHIN_S):
+                while self.number < number:
+                    self.nudge()
+                    await self._changed.wait()
+        except TimeoutError:
+            _log.warning("a change of keys is not taken in yet", number=number, at=self.number)
 
     def nudge(self) -> None:
         """Something may have changed: to be looked at now."""

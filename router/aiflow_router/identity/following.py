@@ -96,14 +96,10 @@ class Following:
                 await self._read_all(connection)
                 return False
             for where in found.key_filters():
-                async for keys in records.keys(connection, where):
-                    directory.change(keys)
-                    await asyncio.sleep(0)  # Calls move on in between.
+                await records.keys(connection, directory.change, where)
             if directory.names_members:
                 for where in found.member_filters():
-                    async for members in records.members(connection, where):
-                        directory.change_members(members)
-                        await asyncio.sleep(0)
+                    await records.members(connection, directory.change_members, where)
         directory.looked(found.number)
         return found.rows >= records.PAGE
 
@@ -152,13 +148,9 @@ class Following:
         number = await records.last_number(connection)
         keys: dict[bytes, Caller] = {}
         members: records.Members = {}
-        async for page in records.keys(connection):
-            keys.update(page)
-            await asyncio.sleep(0)
+        await records.keys(connection, keys.update)
         if self._directory.names_members:
-            async for some in records.members(connection):
-                members.update(some)
-                await asyncio.sleep(0)
+            await records.members(connection, members.update)
         self._directory.replace(keys, members)
         self._directory.looked(number)
 

@@ -5,8 +5,9 @@ Rows come in pages, so that calls move on while a tenant with many keys is read 
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import intern
 from typing import Any, get_args
@@ -104,31 +105,41 @@ async def changes(connection: AsyncConnection, *, after: int) -> Changes:
 
 
 async def keys(
-    connection: AsyncConnection, where: ColumnElement[bool] | None = None
-) -> AsyncIterator[Keys]:
-    """In pages, with their SHA-256."""
+    connection: AsyncConnection,
+    take: Callable[[Keys], None],
+    where: ColumnElement[bool] | None = None,
+) -> None:
+    """Hands over keys with their SHA-256, a page at a time."""
     reader = _Reader()
-    statement = _of_keys()
-    async for page in _pages(connection, statement if where is None else statement.where(where)):
-        yield [reader.key(row) for row in page]
+    await _paged(
+        connection, _of_keys(), where, lambda page: take([reader.key(row) for row in page])
+    )
 
 
 async def members(
-    connection: AsyncConnection, where: ColumnElement[bool] | None = None
-) -> AsyncIterator[Members]:
-    """In pages, by tenant and name."""
+    connection: AsyncConnection,
+    take: Callable[[Members], None],
+    where: ColumnElement[bool] | None = None,
+) -> None:
+    """Hands over members by tenant and name, a page at a time."""
     reader = _Reader()
-    statement = _of_members()
-    async for page in _pages(connection, statement if where is None else statement.where(where)):
-        yield dict(reader.member(row) for row in page)
+    await _paged(
+        connection, _of_members(), where, lambda page: take(dict(map(reader.member, page)))
+    )
 
 
-async def _pages(
-    connection: AsyncConnection, statement: Select[Any]
-) -> AsyncIterator[Sequence[Any]]:
-    rows = await connection.stream(statement.execution_options(yield_per=PAGE))
-    async for page in rows.partitions():
-        yield page
+async def _paged(
+    connection: AsyncConnection,
+    statement: Select[Any],
+    where: ColumnElement[bool] | None,
+    take: Callable[[Sequence[Any]], None],
+) -> None:
+    if where is not None:
+        statement = statement.where(where)
+    async with connection.stream(statement.execution_options(yield_per=PAGE)) as rows:
+        async for page in rows.partitions():
+            take(page)
+            await asyncio.sleep(0)  # Calls move on in between.
 
 
 # What is the same in both: whose it is, and why it may not be good.

@@ -56,9 +56,11 @@ def add_routes(
         return web.Response(status=204)
 
     async def keys(request: web.Request) -> web.Response:
-        if directory is not None:
-            await directory.reached(int(request.match_info["number"]))
-        return web.Response(status=204)
+        number = int(request.match_info["number"])
+        if directory is None:
+            raise web.HTTPNotFound
+        await directory.reached(number)
+        return web.Response(status=204 if directory.number >= number else 503)
 
     async def endpoints(_: web.Request) -> web.Response:
         listed = (entry.endpoint for entry in mirror.snapshot.entries.values())

@@ -19,7 +19,7 @@ _KNOWN = {
     "explain": ("Show what the router would do with a call, or did.", ""),
     "infer": ("Ask a model.", ""),
     "key": ("Make, see, rotate and revoke keys.", ""),
-    "member": ("Add, see, change and invite members of a tenant.", ""),
+    "member": ("Make, see, change and invite members of a tenant.", ""),
     "policy": ("See and change the routes of a running router.", "router"),
     "router": ("Run the router.", "router"),
     "serve": ("Run a CPU server, such as imaging.", "servers"),

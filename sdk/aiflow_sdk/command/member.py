@@ -25,9 +25,9 @@ secret_argument = click.argument("secret", envvar="AIFLOW_APPLICATION")
 
 @click.group()
 def member() -> None:
-    """Add, see, change and invite members of a tenant.
+    """Make, see, change and invite members of a tenant.
 
-    Either an administrator adds a member and makes a key for it, or sends a code, by which
+    Either an administrator makes a member and makes a key for it, or sends a code, by which
     somebody applies, and approves: then nobody but the applicant sees the key.
 
     \b
@@ -47,7 +47,7 @@ def member() -> None:
 @role_option
 @as_json
 @calls_router
-def add(
+def create(
     *,
     client: Client,
     member: str,
@@ -90,7 +90,7 @@ def list_(*, client: Client, tenant: str, department: str, as_json: bool) -> Non
             )
             for one in found
         ),
-        empty="there is no member: make one with `aiflow member add NAME`",
+        empty="there is no member: make one with `aiflow member create NAME`",
     )
 
 

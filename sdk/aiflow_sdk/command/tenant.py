@@ -42,7 +42,7 @@ def tenant() -> None:
     Example, with the key of a platform admin (the first start says where it is):
       export AIFLOW_API_KEY=$(cat aiflow-admin.key)
       aiflow tenant create acme --weight 2
-      aiflow member add ann --tenant acme --role tenant_admin
+      aiflow member create ann --tenant acme --role tenant_admin
       aiflow key create ann --tenant acme --name laptop
     """  # noqa: D301 - click's mark for lines that are kept as they are
 
@@ -77,7 +77,7 @@ def create(
         say_json(made)
         return
     click.echo(f"tenant {made.tenant} is made. It needs somebody who administers it:")
-    click.echo(f"  aiflow member add NAME --tenant {made.tenant} --role tenant_admin")
+    click.echo(f"  aiflow member create NAME --tenant {made.tenant} --role tenant_admin")
     click.echo(f"  aiflow key create NAME --tenant {made.tenant} --name laptop")
 
 
@@ -207,11 +207,11 @@ def department() -> None:
     """Make, see and close departments of a tenant."""
 
 
-@department.command("add")
+@department.command("create")
 @click.argument("department")
 @tenant_option
 @calls_router
-def add_department(*, client: Client, department: str, tenant: str) -> None:
+def create_department(*, client: Client, department: str, tenant: str) -> None:
     """Make DEPARTMENT; a tenant admin may."""
     made = TenancyAdmin(client).create_department(department, tenant=tenant)
     click.echo(f"department {made.department} of tenant {made.tenant} is made")
@@ -230,7 +230,7 @@ def list_departments(*, client: Client, tenant: str, as_json: bool) -> None:
     say_table(
         ("department", "created", "disabled"),
         ((one.department, time_of(one.created_s), time_of(one.disabled_s)) for one in found),
-        empty="there is no department: make one with `aiflow tenant department add NAME`",
+        empty="there is no department: make one with `aiflow tenant department create NAME`",
     )
 
 

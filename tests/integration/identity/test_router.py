@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,19 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from fixtures.postgres import StartPostgres
 from integration.identity.kit import Office
-from integration.router.kit import Mesh, backend, echo, infer, mesh
+from integration.router.kit import Mesh, backend, echo, infer, mesh, until
+from integration.router.test_nothing_kept import CALLS, SETTLED_S, STRAGGLERS, collector_off
 from sqlalchemy import select
 
 from aiflow_router.config.file import ConfigError, parse, printed
 from aiflow_router.identity.first_key import make
+from aiflow_router.rpc.visit import Visit
 from aiflow_router.storage.database import StorageError, opened, reading
 from aiflow_router.storage.tables.tenancy import AUDIT, KEYS
 from aiflow_sdk import errors, status
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+LIVE = "/inference.GRPCInferenceService/ServerLive"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
 
@@ -273,6 +280,95 @@ async def test_a_router_ends_with_its_database_away(
             await all_.taken(await all_.office.change_key(key.key, name="renamed"))
             server.kill()
             assert await all_.call(key.text) == infer("m")
+
+
+def _signed(key: rsa.RSAPrivateKey, **claims: str) -> str:
+    told = {"iss": "https://id", "aud": "aiflow", "exp": 4_000_000_000, **claims}
+    return jwt.encode(told, key, algorithm="RS256")
+
+
+async def test_a_token_is_its_member_until_that_is_disabled(
+    storage_url: str, tmp_path: Path
+) -> None:
+    signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = jwt.algorithms.RSAAlgorithm.to_jwk(signer.public_key(), as_dict=True)
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [public]}))
+    config = (
+        "auth:\n  mode: required\n"
+        f"  admin_key_file: '{tmp_path / 'admin.key'}'\n"
+        "  jwt: {issuer: https://id, audience: aiflow, "
+        f"jwks_file: '{tmp_path / 'jwks.json'}'}}\n"
+        f"storage: {{url: '{storage_url}'}}\n"
+    )
+    async with mesh(config) as running:
+        assert running.router.engine is not None
+        assert running.router.directory is not None
+        office = Office(running.router.engine)
+        await office.tenant("acme")
+        await running.router.directory.reached(await office.member("acme", "ann"))
+
+        async def ask(token: str) -> str:
+            try:
+                await running.channel.unary_unary(LIVE)(
+                    b"", metadata=(("authorization", f"Bearer {token}"),)
+                )
+            except grpc.aio.AioRpcError as error:
+                return status.from_rpc_error(error).message
+            return "OK"
+
+        token = _signed(signer, tenant="acme", sub="ann")
+        assert await ask(token) == "OK"
+        await until(lambda: b"acme" in b"".join(running.log))
+        assert "does not exist" in await ask(_signed(signer, tenant="acme", sub="eve"))
+        number = await office.change_member("acme", "ann", disabled_s=1.0)
+        await running.router.directory.reached(number)
+        assert "its member is disabled" in await ask(token)
+        assert "aiflow_identity_jwks_refused 0.0" in await running.metrics()
+        assert not [line for line in running.log if token.encode() in line]
+
+
+async def test_a_call_that_was_refused_for_its_key_keeps_nothing(tmp_path: Path) -> None:
+    """What would be kept is gRPC's call; see test_nothing_kept in the tests of the router."""
+    async with stored(f"sqlite:///{tmp_path / 'a.db'}", tmp_path) as all_:
+        key = await all_.office.key("acme", "ann", models=["m"])
+        await all_.taken(await all_.office.change_key(key.key, name="renamed"))
+        with collector_off():
+            for _ in range(CALLS):
+                await all_.refused(key.text, INFER, infer("n"))
+                await all_.refused(key.text, "/a.Echo/Echo", b"x")
+                await all_.refused("aif_00000000_unknown")
+            await until(lambda: all_.mesh.inflight() == 0)
+            await asyncio.sleep(SETTLED_S)
+            kept = sum(isinstance(thing, Visit) for thing in gc.get_objects())
+    assert kept <= STRAGGLERS
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        pytest.param("a.b.c", id="of no letters that mean anything"),
+        pytest.param("eyJhbGciOiJSUzI1NiJ9.e30.AAAA", id="signed by nobody"),
+    ],
+)
+async def test_a_call_that_was_refused_for_its_token_keeps_nothing(
+    tmp_path: Path, token: str
+) -> None:
+    signer = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = jwt.algorithms.RSAAlgorithm.to_jwk(signer.public_key(), as_dict=True)
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [public]}))
+    config = (
+        f"auth: {{jwt: {{issuer: i, audience: a, jwks_file: '{tmp_path / 'jwks.json'}'}}}}\n"
+        f"storage: {{url: 'sqlite:///{tmp_path / 'a.db'}'}}\n"
+    )
+    async with mesh(config) as running:
+        with collector_off():
+            for _ in range(CALLS):
+                with pytest.raises(grpc.aio.AioRpcError, match="this token is not good"):
+                    await running.channel.unary_unary(LIVE)(b"", metadata=(("x-api-key", token),))
+            await until(lambda: running.inflight() == 0)
+            await asyncio.sleep(SETTLED_S)
+            kept = sum(isinstance(thing, Visit) for thing in gc.get_objects())
+    assert kept <= STRAGGLERS
 
 
 @pytest.mark.parametrize(

@@ -43,16 +43,17 @@ async def test_from_the_first_key_to_a_tenant_that_administers_itself(tmp_path: 
     async with town(tmp_path) as t:
         run, root = of(t, tmp_path), t.root.key
         said = await run("tenant", "create", "acme", "--weight", "2", key=root)
-        assert "aiflow member add NAME --tenant acme --role tenant_admin" in said
-        await run("member", "add", "boss", "--tenant", "acme", "--role", "tenant_admin", key=root)
-        boss = await run("key", "create", "boss", "--tenant", "acme", "--name", "laptop", key=root)
+        assert "aiflow member create NAME --tenant acme --role tenant_admin" in said
+        acme = ("--tenant", "acme")
+        await run("member", "create", "boss", *acme, "--role", "tenant_admin", key=root)
+        boss = await run("key", "create", "boss", *acme, "--name", "laptop", key=root)
         boss = boss.strip()
         assert boss.startswith("aif_"), "the key alone is on stdout"
         who = json.loads(await run("key", "whoami", "--json", key=boss))
         assert (who["tenant"], who["member"], who["role"]) == ("acme", "boss", "tenant_admin")
-        await run("tenant", "department", "add", "sales", key=boss)
+        await run("tenant", "department", "create", "sales", key=boss)
         assert "sales" in await run("tenant", "department", "list", key=boss)
-        await run("member", "add", "dana", "--department", "sales", key=boss)
+        await run("member", "create", "dana", "--department", "sales", key=boss)
         shown = await run("member", "set", "dana", "--role", "department_admin", key=boss)
         assert "department_admin" in shown
         listed = json.loads(await run("member", "list", "--json", key=boss))
