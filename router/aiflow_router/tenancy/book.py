@@ -66,6 +66,7 @@ class Turn:
         self.now_s = now_s
         self.number = 0
         self.actor = actor
+        self._noted: list[tuple[str, str, str]] = []
 
     async def note(
         self, action: str, *, tenant: str, subject: str, details: Mapping[str, Any] | None = None
@@ -85,6 +86,12 @@ class Turn:
             .returning(AUDIT.c.number)
         )
         self.number = written.scalar_one()
+        self._noted.append((action, tenant, subject))
+
+    def log(self) -> None:
+        """Says what is committed."""
+        for action, tenant, subject in self._noted:
+            _log.info("changed", action=action, tenant=tenant, subject=subject, actor=self.actor)
 
 
 class Book:
@@ -111,6 +118,7 @@ class Book:
         async with reached(), database.changing(self._engine) as connection:
             turn = Turn(connection, actor=actor, now_s=self.wall())
             yield turn
+        turn.log()
         if turn.number and self._everywhere is not None:
             try:
                 async with asyncio.timeout(TAKEN_WITHIN_S):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from fixtures.postgres import StartPostgres
+from google.protobuf.descriptor import FieldDescriptor
 from integration.router.kit import backend, mesh
 from integration.tenancy.kit import Admin, refused, town
 
@@ -255,6 +258,37 @@ async def test_any_bytes_give_a_status(tmp_path: Path) -> None:
                 ended = call(body, metadata=[("x-api-key", t.root.key)], timeout=10)
                 code = (await ended.code()).name
                 assert code not in ("INTERNAL", "UNKNOWN"), (method, body)
+
+
+async def ended(call: Any) -> tuple[str, str]:
+    """Code and details."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code().name, error.details() or ""
+    return "OK", ""
+
+
+NASTY: dict[int, list[Any]] = {
+    FieldDescriptor.TYPE_STRING: ["\0", "x" * 100_000, "\U0001f600", "' OR 1=1 --", "%", "acme"],
+    FieldDescriptor.TYPE_INT32: [-1, 2**31 - 1, -(2**31)],
+    FieldDescriptor.TYPE_INT64: [-1, 2**63 - 1, -(2**63)],
+    FieldDescriptor.TYPE_DOUBLE: [math.nan, math.inf, -1.0, 1e308],
+    FieldDescriptor.TYPE_BOOL: [False],
+}
+
+
+async def test_any_value_of_any_field_gives_a_status(storage_url: str, tmp_path: Path) -> None:
+    async with town(tmp_path, url=storage_url) as t:
+        await t.tenant("acme")
+        for method in NAMES:
+            fields = FOREIGN[method][0]
+            for field in getattr(pb, f"{method}Request").DESCRIPTOR.fields:
+                for value in NASTY[field.type]:
+                    asked = {**fields, field.name: [value] if field.is_repeated else value}
+                    code, details = await ended(getattr(t.root, method)(**asked))
+                    assert code not in ("INTERNAL", "UNKNOWN"), (method, asked)
+                    assert len(details) < 2000, (method, asked)
 
 
 async def test_an_operator_of_no_tenant_is_asked_which(tmp_path: Path) -> None:
