@@ -115,6 +115,7 @@ async def serving(
         batches=batches,
         healths=healths,
         metrics=metrics,
+        keeps=config.storage is not None,
     )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
@@ -127,6 +128,7 @@ async def serving(
         await stack.enter_async_context(
             parts.accounts(engine, admission=front.admission, journal=journal, metrics=metrics)
         )
+        await stack.enter_async_context(parts.quotas(front.admission, engine, metrics))
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
@@ -165,20 +167,9 @@ async def serving(
         )
         server.add_generic_rpc_handlers((door, health.handler(healths)))
         grpc_address = listen_grpc(server, config.listen)
-        stack.push_async_callback(_stop, server, front)
 
-        async def text() -> bytes:
-            return metrics.text()
-
-        app = http.application(
-            ready=lambda: not front.leaving,
-            known=lambda: discovery is None or discovery.known,
-            report=lambda: {
-                **census.served(),
-                **({} if discovery is None else {"discovery": discovery.report()}),
-            },
-            metrics=text,
-        )
+        stack.push_async_callback(_stopped, server, front)
+        app = _application(front, census=census, discovery=discovery, metrics=metrics)
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
         else:
@@ -213,9 +204,28 @@ async def serving(
         )
 
 
-async def _stop(server: grpc.aio.Server, front: Front) -> None:
+async def _stopped(server: grpc.aio.Server, front: Front) -> None:
     # After a drain the last answers are handed over but may not be on the wire yet.
     await server.stop(LAST_ANSWERS_S if front.draining else None)
+
+
+def _application(
+    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
+) -> web.Application:
+    """The HTTP side, as any router has it."""
+
+    async def text() -> bytes:
+        return metrics.text()
+
+    return http.application(
+        ready=lambda: not front.leaving,
+        known=lambda: discovery is None or discovery.known,
+        report=lambda: {
+            **census.served(),
+            **({} if discovery is None else {"discovery": discovery.report()}),
+        },
+        metrics=text,
+    )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -335,6 +345,7 @@ def _follow_policies(
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
+    keeps: bool,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
@@ -347,9 +358,11 @@ def _follow_policies(
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
         admission.swap(found.rules, found.policies)
+        parts.warn_of_quotas(found.rules, kept=keeps)
         await batches.change(found.batched)
         healths.policy_changed()
 
+    parts.warn_of_quotas(policies.current.rules, kept=keeps)
     policies.follow(put)
 
 

@@ -30,6 +30,7 @@ MAX = frozenset(
         "aiflow_ledger_away",
         "aiflow_panic",
         "aiflow_policy_info",
+        "aiflow_quotas_age_seconds",
         "aiflow_usage_age_seconds",
     }
 )

@@ -252,6 +252,14 @@ class Metrics:
     def watch_accounts(self, ledger: Ledger, usage: Usage) -> None:
         self.registry.register(AccountsAtScrape(ledger, usage))
 
+    def watch_quotas(self, age_s: Callable[[], float]) -> None:
+        """`age_s` gives the time since what is used of quotas was written."""
+        Gauge(
+            "aiflow_quotas_age_seconds",
+            "Since what is used of quotas was written: above 2 the database does not take it.",
+            registry=self.registry,
+        ).set_function(age_s)
+
     def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
         """`in_force` gives the version, and the kind of its source."""
         self.registry.register(_PolicyAtScrape(in_force))
