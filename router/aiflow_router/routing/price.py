@@ -33,6 +33,20 @@ class Price:
             for unit, each in self.units.items()
         )
 
+    def said(self) -> str:
+        """For a person: "1 credit a call; 0.002 credits for each of tokens, 100 assumed"."""
+        parts = [f"{_credits(self.call)} a call"] if self.call else []
+        for unit, each in self.units.items():
+            assumed = self.assume.get(unit)
+            else_ = "which a call must declare" if assumed is None else f"{assumed:.15g} assumed"
+            parts.append(f"{_credits(each)} for each of {unit}, {else_}")
+        return "; ".join(parts)
+
     def true(self, used: Mapping[str, float], declared: Mapping[str, float]) -> int:
         """What it did cost; a unit of which the backend told nothing as it was declared."""
         return self.most({**declared, **used})
+
+
+def _credits(amount: int) -> str:
+    text = f"{amount // 1_000_000}.{amount % 1_000_000:06}".rstrip("0").rstrip(".")
+    return f"{text} credit" if text == "1" else f"{text} credits"

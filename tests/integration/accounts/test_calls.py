@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ async def test_a_call_pays_its_price(storage_url: str, tmp_path: Path) -> None:
         assert await found.call() == infer("m")
         assert await found.left() == 8
         assert await found.kinds() == ["top_up", "hold", "settle"]
+        found.mesh.router.front._journal.settle()
+        assert [json.loads(line)["credits"] for line in found.mesh.log] == [2.0]
 
 
 async def test_a_service_has_a_price_too(storage_url: str, tmp_path: Path) -> None:
