@@ -43,6 +43,7 @@ from aiflow_router.rpc import (
     reflection,
     registry,
     tenancy,
+    usage,
 )
 from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
@@ -112,7 +113,7 @@ async def serving(
     _follow_policies(
         policies,
         table=table,
-        admission=admission,
+        admission=front.admission,
         batches=batches,
         healths=healths,
         metrics=metrics,
@@ -126,7 +127,10 @@ async def serving(
         engine = await stack.enter_async_context(
             parts.storage(config, first=shared is None, identity=identity)
         )
-        await stack.enter_async_context(parts.quotas(admission, engine, metrics))
+        await stack.enter_async_context(
+            parts.accounts(engine, admission=front.admission, journal=journal, metrics=metrics)
+        )
+        await stack.enter_async_context(parts.quotas(front.admission, engine, metrics))
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
@@ -149,6 +153,7 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **administering,
+                **usage.handlers(front, engine, front.admission.payments.ledger),
                 **_tenancy(front, engine, directory=identity.directory, shared=shared),
                 **reflection.handlers(front),
                 **_explaining(
@@ -364,7 +369,7 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
-        admission.swap(found.rules)
+        admission.swap(found.rules, found.policies)
         parts.warn_of_quotas(found.rules, kept=keeps)
         await batches.change(found.batched)
         healths.policy_changed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -11,6 +12,9 @@ from pathlib import Path
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from aiflow_router.accounts.ledger import Ledger
+from aiflow_router.accounts.sweeper import Sweeper
+from aiflow_router.accounts.usage import Usage
 from aiflow_router.balancing.ejection import Outliers
 from aiflow_router.balancing.load import Loads
 from aiflow_router.balancing.pool import Preference
@@ -38,6 +42,7 @@ from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
 from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.front import Front
+from aiflow_router.rpc.payment import Payments
 from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.storage.database import opened
 from aiflow_router.telemetry.journal import Journal
@@ -123,6 +128,7 @@ def admission(config: Config, policies: Policies, *, metrics: Metrics) -> Admiss
     return Admission(
         _buckets(config),
         policies.current.rules,
+        payments=Payments(policies.current.policies),
         clock=CLOCK,
         waited=lambda label, waited_s: metrics.queue_wait(label)(waited_s),
     )
@@ -238,3 +244,39 @@ async def storage(
             return
         async with keeping(identity.directory, engine, jwks=identity.jwks):
             yield engine
+
+
+@asynccontextmanager
+async def accounts(
+    engine: AsyncEngine | None, *, admission: Admission, journal: Journal, metrics: Metrics
+) -> AsyncIterator[Ledger | None]:
+    """Lets calls pay, and adds up what they use, until the block ends; where there is a database.
+
+    Then what is left is written.
+    """
+    if engine is None:
+        yield None
+        return
+    ledger, usage = Ledger(engine), Usage(engine)
+    metrics.watch_accounts(ledger, usage)
+    admission.payments.ledger = ledger
+    journal.also = usage.add
+    writing = asyncio.create_task(ledger.run())
+    others = asyncio.create_task(Sweeper(ledger).run()), asyncio.create_task(usage.run())
+    for task in (writing, *others):
+        task.add_done_callback(_report)
+    try:
+        yield ledger
+    finally:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others)
+        await usage.close()
+        await ledger.close()
+        writing.cancel()
+        await asyncio.wait((writing,))
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a task of the router that should never end did", exc_info=error)

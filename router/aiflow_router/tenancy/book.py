@@ -115,7 +115,7 @@ class Book:
     @asynccontextmanager
     async def change(self, actor: str) -> AsyncIterator[Turn]:
         """Changes all or nothing, and returns when every process knows. Raises UnavailableError."""
-        async with _reached(), database.changing(self._engine) as connection:
+        async with reached(), database.changing(self._engine) as connection:
             turn = Turn(connection, actor=actor, now_s=self.wall())
             yield turn
         turn.log()
@@ -130,7 +130,7 @@ class Book:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Raises UnavailableError."""
-        async with _reached(), database.reading(self._engine) as connection:
+        async with reached(), database.reading(self._engine) as connection:
             yield connection
 
 
@@ -176,7 +176,7 @@ def within(seen: Reach, *tables: Table) -> list[ColumnElement[bool]]:
 
 
 @asynccontextmanager
-async def _reached() -> AsyncIterator[None]:
+async def reached() -> AsyncIterator[None]:
     try:
         yield
     except DataError:

@@ -35,6 +35,10 @@ Operation = Literal[
     "application.read",
     "application.decide",
     "audit.read",
+    "credits.give",
+    "credits.allocate",
+    "credits.read",
+    "usage.read",
 ]
 
 RANKS: Mapping[Role, int] = {
@@ -66,9 +70,14 @@ LEAST: Mapping[Operation, Role] = {
     "application.read": "department_admin",
     "application.decide": "department_admin",
     "audit.read": "tenant_admin",
+    # Where credits come from; a department's admin moves those of the department.
+    "credits.give": "platform_admin",
+    "credits.allocate": "department_admin",
+    "credits.read": "department_admin",
+    "usage.read": "department_admin",
 }
 # What everybody may do to what is their own.
-OWN_TO_SEE = frozenset[Operation]({"member.read", "key.read"})
+OWN_TO_SEE = frozenset[Operation]({"member.read", "key.read", "credits.read", "usage.read"})
 OWN_TO_CHANGE = frozenset[Operation]({"key.rotate", "key.revoke"})
 # What one only looks at may be of somebody with a higher role.
 _READS = frozenset(operation for operation in LEAST if operation.endswith(".read"))

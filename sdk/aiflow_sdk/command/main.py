@@ -15,6 +15,7 @@ _KNOWN = {
     "call": ("Call any method of a typed service.", ""),
     "canary": ("Give a model's new version more of its calls.", ""),
     "check": ("Check a configuration file.", "router"),
+    "credits": ("See, give and move credits, by which calls are paid.", ""),
     "explain": ("Show what the router would do with a call, or did.", ""),
     "infer": ("Ask a model.", ""),
     "key": ("Make, see, rotate and revoke keys.", ""),
@@ -26,6 +27,7 @@ _KNOWN = {
     "tenant": ("Make, see and change tenants.", ""),
     "triton": ("Run Triton with the project's models.", "servers"),
     "up": ("Start the whole mesh on this machine.", "router,servers"),
+    "usage": ("Show what was used, as a table or as CSV.", ""),
     "weights": ("Fetch and check the models' weights.", "servers"),
 }
 

@@ -71,6 +71,10 @@ SPEC: dict[Operation, dict[Role, list[str]]] = {
     "application.read": DEPARTMENTS_OWN,
     "application.decide": DEPARTMENTS_OWN,
     "audit.read": TENANTS_OWN,
+    "credits.give": PLATFORMS_OWN,
+    "credits.allocate": DEPARTMENTS_OWN,
+    "credits.read": ALSO_ONES_OWN,
+    "usage.read": ALSO_ONES_OWN,
 }
 
 
@@ -109,6 +113,8 @@ def test_a_key_that_may_only_call_sees_and_ends_what_is_its_own(
     expected = {
         "member.read": OWN_PLACES,
         "key.read": OWN_PLACES,
+        "credits.read": OWN_PLACES,
+        "usage.read": OWN_PLACES,
         "key.rotate": ["itself"],
         "key.revoke": ["itself"],
     }
@@ -137,8 +143,9 @@ def test_who_is_above_can_still_be_seen() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_department_admin_of_no_department_administers_nothing(operation: Operation) -> None:
     lost = caller("department_admin", department="")
+    own = SPEC[operation] is ALSO_ONES_OWN
     assert [name for name, whose in PLACES.items() if may(lost, operation, whose)] == (
-        OWN_PLACES if operation in ("member.read", "key.read", "key.rotate", "key.revoke") else []
+        OWN_PLACES if own else []
     )
 
 
