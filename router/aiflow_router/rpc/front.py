@@ -92,7 +92,9 @@ class Front:
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def handle(_: object, context: Context) -> bytes | None:
-            visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
+            visit = Visit(
+                method=method, started_s=self._clock(), label=label, quiet=quiet, unary=True
+            )
             self.active += 1
             try:
                 # First, so that what a stranger sends is not even unpacked.
@@ -103,6 +105,8 @@ class Front:
                 visit.message_bytes = len(request)
                 response = await work(visit, request, context)
                 visit.message_bytes += len(response)
+                if visit.bill is not None:
+                    await self.admission.payments.pay(visit)
             except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=True)
                 return None
@@ -137,6 +141,8 @@ class Front:
                 trailing = await work(visit, context)
                 if trailing:
                     _note_used(visit, trailing)
+                if visit.bill is not None:
+                    await self.admission.payments.pay(visit)
                 context.set_trailing_metadata(visit.trailers(trailing))
             except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=False)
@@ -340,6 +346,8 @@ class Front:
         visit.code, visit.reason, visit.unary = code, reason, unary
         if visit.permit is not None:
             self.admission.settle(visit)
+        if visit.bill is not None:
+            self.admission.payments.ended(visit)
         self._journal.ended(visit)
 
 
