@@ -5,6 +5,7 @@ pytest_plugins = [
     "fixtures.disks",
     "fixtures.node",
     "fixtures.pictures",
+    "fixtures.redis",
     "fixtures.postgres",
     "fixtures.triton",
     "fixtures.wheels",

@@ -24,6 +24,8 @@ from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.identity.directory import Directory
+from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.guards import Changing, Guards
@@ -42,6 +44,7 @@ from aiflow_router.rpc import (
     registry,
     tenancy,
 )
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
@@ -88,11 +91,13 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards = Guards()
+    guards, buckets = Guards(), parts.buckets(config)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
+    admission = parts.admission(policies, buckets)
     identity = parts.identity(config, metrics)
     front = parts.front(
         config,
+        admission=admission,
         table=table,
         links=links,
         outliers=outliers,
@@ -105,7 +110,14 @@ async def serving(
     metrics.watch(census, undescribed=kinds.pending)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
-    _follow_policies(policies, table=table, batches=batches, healths=healths, metrics=metrics)
+    _follow_policies(
+        policies,
+        table=table,
+        admission=admission,
+        batches=batches,
+        healths=healths,
+        metrics=metrics,
+    )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
 
@@ -120,6 +132,7 @@ async def serving(
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
+        await _sharing(stack, buckets, metrics)
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -151,20 +164,9 @@ async def serving(
         )
         server.add_generic_rpc_handlers((door, health.handler(healths)))
         grpc_address = listen_grpc(server, config.listen)
-        stack.push_async_callback(_stop, server, front)
 
-        async def text() -> bytes:
-            return metrics.text()
-
-        app = http.application(
-            ready=lambda: not front.leaving,
-            known=lambda: discovery is None or discovery.known,
-            report=lambda: {
-                **census.served(),
-                **({} if discovery is None else {"discovery": discovery.report()}),
-            },
-            metrics=text,
-        )
+        stack.push_async_callback(_stopped, server, front)
+        app = _application(front, census=census, discovery=discovery, metrics=metrics)
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
         else:
@@ -199,7 +201,7 @@ async def serving(
         )
 
 
-async def _stop(server: grpc.aio.Server, front: Front) -> None:
+async def _stopped(server: grpc.aio.Server, front: Front) -> None:
     # After a drain the last answers are handed over but may not be on the wire yet.
     await server.stop(LAST_ANSWERS_S if front.draining else None)
 
@@ -219,6 +221,23 @@ def _started(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("a task of the router that should never end did", exc_info=error)
+
+
+def _application(
+    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
+) -> web.Application:
+    async def text() -> bytes:
+        return metrics.text()
+
+    return http.application(
+        ready=lambda: not front.leaving,
+        known=lambda: discovery is None or discovery.known,
+        report=lambda: {
+            **census.served(),
+            **({} if discovery is None else {"discovery": discovery.report()}),
+        },
+        metrics=text,
+    )
 
 
 async def _listen_inside(
@@ -262,6 +281,17 @@ async def _discovered(
     )
     metrics.discovers(discovery)
     return discovery
+
+
+async def _sharing(stack: AsyncExitStack, buckets: Memory | RedisBuckets, metrics: Metrics) -> None:
+    """Connects to the Redis that has the buckets, where they are there; it may be away."""
+    if isinstance(buckets, Memory):
+        metrics.watch_store(None)
+        return
+    metrics.watch_store(buckets)
+    _started(stack, buckets.run())
+    stack.push_async_callback(buckets.leave)
+    await buckets.link.tried()
 
 
 def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:
@@ -317,12 +347,14 @@ def _follow_policies(
     policies: Policies,
     *,
     table: Table,
+    admission: Admission,
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
     metrics.watch_gates(table.gates)
+    metrics.watch_limits(lambda: admission.counts)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
@@ -330,6 +362,7 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
+        admission.swap(found.rules)
         await batches.change(found.batched)
         healths.policy_changed()
 

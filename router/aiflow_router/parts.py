@@ -26,11 +26,14 @@ from aiflow_router.identity.jwks import JwksFile
 from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
+from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.policy.guards import Guards
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.storage.database import opened
@@ -99,9 +102,28 @@ def table(
     )
 
 
+def buckets(config: Config) -> Memory | RedisBuckets:
+    """Those of the limits; in Redis they have to be run."""
+    local = Memory(clock=CLOCK)
+    if config.redis is None:
+        return local
+    return RedisBuckets(
+        config.redis.settings(),
+        prefix=config.redis.prefix,
+        local=local,
+        workers=config.listen.workers,
+        clock=CLOCK,
+    )
+
+
+def admission(policies: Policies, buckets: Memory | RedisBuckets) -> Admission:
+    return Admission(buckets, policies.current.rules)
+
+
 def front(
     config: Config,
     *,
+    admission: Admission,
     table: Table,
     links: Links,
     outliers: Outliers,
@@ -120,6 +142,7 @@ def front(
     )
     return Front(
         keys=keys,
+        admission=admission,
         table=table,
         sender=sender,
         shadows=Shadows(table=table, sender=sender, metrics=metrics),

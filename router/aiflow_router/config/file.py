@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from aiflow_router.config import routes
+from aiflow_router.config import limits, routes
 from aiflow_router.config.config import Config
 from aiflow_router.config.discovery import Consul, Embedded
+from aiflow_router.config.limits import Ground
 from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument
 
@@ -87,10 +88,7 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
-            for problem in routes.check(
-                found.routes,
-                servable=_servable(found if isinstance(found, Config) else running),
-            )
+            for problem in _between(found, found if isinstance(found, Config) else running)
         ]
         if not problems:
             return found
@@ -98,6 +96,14 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
     raise ConfigError(
         [f"{file}:{mark.line + 1}:{mark.column + 1}: {what}" for mark, what in problems]
     )
+
+
+def _between(found: Config | PolicyDocument, running: Config | None) -> Iterator[routes.Problem]:
+    """What is wrong between parts that are right by themselves."""
+    servable = _servable(running)
+    ground = Ground(redis=True) if running is None else running.ground()
+    yield from routes.check(found.routes, servable=servable)
+    yield from limits.check(found.limits, ground=ground, servable=servable)
 
 
 def _servable(running: Config | None) -> frozenset[str] | None:
@@ -315,9 +321,14 @@ def plain(config: Config) -> dict[str, Any]:
     found = config.model_dump(
         mode="json", exclude={"auth": {"keys": {"__all__": {"sha256"}}}}, exclude_none=True
     )
-    if config.storage is not None:
-        found["storage"]["url"] = config.storage.shown()
+    for section in ("redis", "storage"):
+        if section in found:
+            found[section]["url"] = _without_password(found[section]["url"])
     return found
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"://[^/]*@", "://***@", url)
 
 
 def printed(config: Config) -> str:

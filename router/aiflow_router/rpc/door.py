@@ -70,6 +70,8 @@ class Door(grpc.GenericRpcHandler):
             visit.asked = service
             _check_scope(visit, service)
             plan = front.table.service(service)
+            if front.admission.limited:
+                await front.admission.admit(visit, "service", service, size_bytes=len(request))
             return await front.forward(
                 visit, plan, request, context, may_repeat=may_repeat, gate=plan.gates.unary
             )
@@ -78,6 +80,8 @@ class Door(grpc.GenericRpcHandler):
             visit.asked = service
             _check_scope(visit, service)
             plan = front.table.service(service)
+            if front.admission.limited:
+                await front.admission.admit(visit, "service", service, size_bytes=0)
             call = front.call(visit, plan, context)
             async with front.place(visit, plan):
                 return await forward_stream(

@@ -81,9 +81,13 @@ class _Oip:
 
     async def model_infer(self, visit: Visit, request: bytes, context: Context) -> bytes:
         name = self._asked(visit, request)
-        if (course := self._table.courses.get(name)) is not None:
+        course = self._table.courses.get(name)
+        plan = None if course is not None else self._table.model(name)
+        if (admission := self._front.admission).limited:
+            await admission.admit(visit, "model", name, size_bytes=len(request))
+        if course is not None:
             return await self._by(visit, course, request, context, inference=True)
-        plan = self._table.model(name)
+        assert plan is not None  # noqa: S101 - what has no course has a plan
         if plan.cache is not None or plan.shadow is not None:
             call = self._front.call(visit, plan, context, timeout_s=plan.timeout_s)
             answer = await infer(self._front, visit, call, plan, request)
@@ -178,9 +182,13 @@ class _Oip:
                 _served_by_the_pinned(name, call)
             return message
 
-        if (course := self._table.courses.get(asked)) is not None:
+        course = self._table.courses.get(asked)
+        plan = None if course is not None else self._table.model(asked)
+        if (admission := self._front.admission).limited:
+            await admission.admit(visit, "model", asked, size_bytes=len(first))
+        if course is not None:
             return await stream_by(self._front, visit, course, first, context, take=take)
-        plan = self._table.model(asked)
+        assert plan is not None  # noqa: S101 - what has no course has a plan
         call = self._front.call(visit, plan, context)
         async with self._front.place(visit, plan):
             return await forward_stream(

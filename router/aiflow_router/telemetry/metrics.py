@@ -30,6 +30,8 @@ from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
 from aiflow_router.telemetry.gates import Gates, GatesAtScrape
 from aiflow_router.telemetry.histograms import Histograms
 from aiflow_router.telemetry.identity import IdentityAtScrape, Known
+from aiflow_router.telemetry.limits import LimitsAtScrape, StoreAtScrape
+from aiflow_router.telemetry.limits import Shared as SharedBuckets
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
@@ -242,6 +244,14 @@ class Metrics:
     def watch_caches(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
         """`caches` gives those of models whose routes have one, by name."""
         self.registry.register(CachesAtScrape(caches))
+
+    def watch_store(self, shared: SharedBuckets | None) -> None:
+        """Where the buckets of limits are; None: in this process."""
+        self.registry.register(StoreAtScrape(shared))
+
+    def watch_limits(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """`counts` gives decisions by rule and result."""
+        self.registry.register(LimitsAtScrape(counts))
 
     def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
         """`in_force` gives the version, and the kind of its source."""
