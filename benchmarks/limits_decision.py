@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from typing import Any
 
 import hiredis
 from redis_process import running as redis_running
@@ -38,6 +39,8 @@ def rules(*, lease_s: float = 0.0) -> list[Rule]:
     ]
 
 
+# Only a call that waits needs one.
+NO_CONTEXT: Any = None
 CALLERS = [
     Caller(name=f"k{n}", key=f"k{n}", tenant=f"t{n % TENANTS}", may=frozenset({"call"}))
     for n in range(10 * TENANTS)
@@ -47,7 +50,7 @@ CALLERS = [
 async def decided(admission: Admission, first: int, calls: int) -> None:
     for number in range(first, first + calls):
         visit = Visit(method="/m", started_s=0.0, label="m", caller=CALLERS[number % len(CALLERS)])
-        await admission.admit(visit, "model", "m", size_bytes=100)
+        await admission.admit(visit, "model", "m", NO_CONTEXT, size_bytes=100)
         visit.code = "OK"
         admission.settle(visit)
 

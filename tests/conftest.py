@@ -5,8 +5,8 @@ pytest_plugins = [
     "fixtures.disks",
     "fixtures.node",
     "fixtures.pictures",
-    "fixtures.redis",
     "fixtures.postgres",
+    "fixtures.redis",
     "fixtures.triton",
     "fixtures.wheels",
 ]

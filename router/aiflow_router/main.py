@@ -24,7 +24,7 @@ from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.identity.directory import Directory
-from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
@@ -91,10 +91,9 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards, buckets = Guards(), parts.buckets(config)
+    guards, identity = Guards(), parts.identity(config, metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
-    admission = parts.admission(policies, buckets)
-    identity = parts.identity(config, metrics)
+    admission = parts.admission(config, policies, metrics=metrics)
     front = parts.front(
         config,
         admission=admission,
@@ -117,6 +116,7 @@ async def serving(
         batches=batches,
         healths=healths,
         metrics=metrics,
+        keeps=config.storage is not None or config.redis is not None,
     )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
@@ -126,13 +126,14 @@ async def serving(
         engine = await stack.enter_async_context(
             parts.storage(config, first=shared is None, identity=identity)
         )
+        await stack.enter_async_context(parts.quotas(admission, engine, metrics))
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
-        await _sharing(stack, buckets, metrics)
+        await _sharing(stack, admission.buckets, metrics)
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -283,9 +284,9 @@ async def _discovered(
     return discovery
 
 
-async def _sharing(stack: AsyncExitStack, buckets: Memory | RedisBuckets, metrics: Metrics) -> None:
+async def _sharing(stack: AsyncExitStack, buckets: Buckets, metrics: Metrics) -> None:
     """Connects to the Redis that has the buckets, where they are there; it may be away."""
-    if isinstance(buckets, Memory):
+    if not isinstance(buckets, RedisBuckets):
         metrics.watch_store(None)
         return
     metrics.watch_store(buckets)
@@ -351,10 +352,11 @@ def _follow_policies(
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
+    keeps: bool,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
-    metrics.watch_gates(table.gates)
-    metrics.watch_limits(lambda: admission.counts)
+    metrics.watch_gates(table.gates, admission.waiting.lines)
+    metrics.watch_limits(lambda: admission.counts, admission.waits)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
@@ -363,9 +365,11 @@ def _follow_policies(
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
         admission.swap(found.rules)
+        parts.warn_of_quotas(found.rules, kept=keeps)
         await batches.change(found.batched)
         healths.policy_changed()
 
+    parts.warn_of_quotas(policies.current.rules, kept=keeps)
     policies.follow(put)
 
 

@@ -99,7 +99,7 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
 
 
 def _between(found: Config | PolicyDocument, running: Config | None) -> Iterator[routes.Problem]:
-    """What is wrong between parts that are right by themselves."""
+    """What is wrong between parts that are right by themselves, for a router that runs by that."""
     servable = _servable(running)
     ground = Ground(redis=True) if running is None else running.ground()
     yield from routes.check(found.routes, servable=servable)
@@ -321,14 +321,11 @@ def plain(config: Config) -> dict[str, Any]:
     found = config.model_dump(
         mode="json", exclude={"auth": {"keys": {"__all__": {"sha256"}}}}, exclude_none=True
     )
-    for section in ("redis", "storage"):
-        if section in found:
-            found[section]["url"] = _without_password(found[section]["url"])
+    if config.storage is not None:
+        found["storage"]["url"] = config.storage.shown()
+    if config.redis is not None:
+        found["redis"]["url"] = config.redis.shown()
     return found
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"://[^/]*@", "://***@", url)
 
 
 def printed(config: Config) -> str:

@@ -69,6 +69,10 @@ class Redis(Section):
             raise at("tls", why="has no effect with this url: write rediss:// there, or remove it")
         return self
 
+    def shown(self) -> str:
+        """The address without a secret."""
+        return re.sub(r"://[^/]*@", "://***@", self.url)
+
     def settings(self) -> Settings:
         parts = urlsplit(self.url)
         over_unix = parts.scheme == "unix"

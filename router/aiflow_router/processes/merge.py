@@ -30,6 +30,7 @@ MAX = frozenset(
         "aiflow_limits_routers",
         "aiflow_panic",
         "aiflow_policy_info",
+        "aiflow_quotas_age_seconds",
     }
 )
 # About one process; told apart by a label.

@@ -41,8 +41,13 @@ class Shared(Protocol):
 
 
 class LimitsAtScrape:
-    def __init__(self, counts: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+    def __init__(
+        self,
+        counts: Callable[[], Mapping[tuple[str, str], int]],
+        waiting: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._counts = counts
+        self._waiting = waiting
 
     def collect(self) -> Iterable[Metric]:
         decisions = CounterMetricFamily(
@@ -52,7 +57,12 @@ class LimitsAtScrape:
         )
         for found, count in self._counts().items():
             decisions.add_metric(found, count)
-        return (decisions,)
+        waiting = GaugeMetricFamily(
+            "aiflow_ratelimit_waiting", "Calls that wait for a limit.", labels=("rule",)
+        )
+        for rule, count in self._waiting().items():
+            waiting.add_metric((rule,), count)
+        return (decisions, waiting)
 
 
 class StoreAtScrape:

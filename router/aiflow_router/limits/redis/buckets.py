@@ -337,7 +337,7 @@ class RedisBuckets:
         except hiredis.ReplyError:
             return  # Not allowed to this user; what does not work will be refused.
         told = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-        if told.get("redis_mode") == "cluster":
+        if told.get("cluster_enabled") == "1":
             raise AwayError(
                 "refused", "it is a node of a cluster, which is not supported: name a single Redis"
             )
