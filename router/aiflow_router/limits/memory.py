@@ -9,7 +9,7 @@ million must not have all the memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from aiflow_router.limits.buckets import Standing, Verdict
@@ -69,7 +69,10 @@ class Memory:
         self._most = most
         # With the kind and the clock of each.
         self._buckets: dict[str, tuple[Bucket, Kind]] = {}
+        self._quotas: dict[str, Quota] = {}
         self._sweep: list[str] = []
+        # What was used of quotas before this process began, by bucket and period.
+        self._restored: Mapping[tuple[str, str], float] = {}
         self.forgotten = 0
 
     def __len__(self) -> int:
@@ -94,9 +97,9 @@ class Memory:
             found = buckets.get(ask.bucket)
             # A rule of the same name may be of another kind by now.
             if found is None or found[1] != rule.kind:
-                found = (KINDS[rule.kind](rule, at_s), rule.kind)
+                found = (self._made(ask, at_s), rule.kind)
                 if holder is not None:
-                    buckets[ask.bucket] = found
+                    self._keep(ask.bucket, found)
             wait_s = found[0].wait_s(rule, ask.cost, at_s)
             if wait_s and rule.mode == "enforce":
                 granted = False
@@ -121,11 +124,30 @@ class Memory:
                 at_s = self._wall() if found[1] in _BY_CALENDAR else now_s
                 found[0].settle(ask.cost, cost, holder, at_s)
 
-    def quotas(self) -> Iterator[tuple[str, Quota]]:
-        """By bucket, for whoever keeps them."""
-        for name, (bucket, _) in self._buckets.items():
-            if isinstance(bucket, Quota):
-                yield name, bucket
+    def restore(self, used: Mapping[tuple[str, str], float]) -> None:
+        """What is used of quotas, by bucket and period; those begin with it that are made later."""
+        self._restored = used
+
+    def quotas(self) -> list[tuple[str, Quota]]:
+        """By bucket, for whoever keeps them: those with something to tell."""
+        return [(name, quota) for name, quota in self._quotas.items() if quota.untold]
+
+    def _made(self, ask: Ask, at_s: float) -> Bucket:
+        bucket = KINDS[ask.rule.kind](ask.rule, at_s)
+        if self._restored and isinstance(bucket, Quota):
+            bucket.used = self._restored.get((ask.bucket, bucket.period), 0.0)
+        return bucket
+
+    def _keep(self, name: str, found: tuple[Bucket, Kind]) -> None:
+        self._buckets[name] = found
+        if isinstance(found[0], Quota):
+            self._quotas[name] = found[0]
+        else:  # A rule of that name was another kind before.
+            self._quotas.pop(name, None)
+
+    def _forget(self, name: str) -> None:
+        del self._buckets[name]
+        self._quotas.pop(name, None)
 
     def _make_room(self) -> None:
         """Forgets what is as good as new among a few; the oldest where there are too many."""
@@ -141,7 +163,7 @@ class Memory:
                 continue
             at_s = self._wall() if found[1] in _BY_CALENDAR else self._clock()
             if found[0].idle(at_s):
-                del self._buckets[name]
+                self._forget(name)
         if len(self._buckets) > self._most:
-            del self._buckets[next(iter(self._buckets))]
+            self._forget(next(iter(self._buckets)))
             self.forgotten += 1

@@ -30,7 +30,8 @@ from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
 from aiflow_router.telemetry.gates import Gates, GatesAtScrape, Lines
 from aiflow_router.telemetry.histograms import Histograms
 from aiflow_router.telemetry.identity import IdentityAtScrape, Known
-from aiflow_router.telemetry.limits import LimitsAtScrape
+from aiflow_router.telemetry.limits import LimitsAtScrape, StoreAtScrape
+from aiflow_router.telemetry.limits import Shared as SharedBuckets
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
@@ -244,6 +245,10 @@ class Metrics:
         """`caches` gives those of models whose routes have one, by name."""
         self.registry.register(CachesAtScrape(caches))
 
+    def watch_store(self, shared: SharedBuckets | None) -> None:
+        """Where the buckets of limits are; None: in this process."""
+        self.registry.register(StoreAtScrape(shared))
+
     def watch_limits(
         self,
         counts: Callable[[], Mapping[tuple[str, str], int]],
@@ -251,6 +256,14 @@ class Metrics:
     ) -> None:
         """`counts` gives decisions by rule and result."""
         self.registry.register(LimitsAtScrape(counts, waiting))
+
+    def watch_quotas(self, age_s: Callable[[], float]) -> None:
+        """`age_s` gives the time since what is used of quotas was written."""
+        Gauge(
+            "aiflow_quotas_age_seconds",
+            "Since what is used of quotas was written: above 2 the database does not take it.",
+            registry=self.registry,
+        ).set_function(age_s)
 
     def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
         """`in_force` gives the version, and the kind of its source."""
