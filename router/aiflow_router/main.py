@@ -24,6 +24,8 @@ from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.identity.directory import Directory
+from aiflow_router.limits.buckets import Buckets
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.guards import Changing, Guards
@@ -90,12 +92,11 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards = Guards()
+    guards, identity = Guards(), parts.identity(config, metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
-    identity = parts.identity(config, metrics)
     front = parts.front(
         config,
-        admission=parts.admission(policies),
+        admission=parts.admission(config, policies, metrics=metrics),
         table=table,
         links=links,
         outliers=outliers,
@@ -115,7 +116,7 @@ async def serving(
         batches=batches,
         healths=healths,
         metrics=metrics,
-        keeps=config.storage is not None,
+        keeps=config.storage is not None or config.redis is not None,
     )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
@@ -135,6 +136,7 @@ async def serving(
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
+        await _sharing(stack, front.admission.buckets, metrics)
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -209,25 +211,6 @@ async def _stopped(server: grpc.aio.Server, front: Front) -> None:
     await server.stop(LAST_ANSWERS_S if front.draining else None)
 
 
-def _application(
-    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
-) -> web.Application:
-    """The HTTP side, as any router has it."""
-
-    async def text() -> bytes:
-        return metrics.text()
-
-    return http.application(
-        ready=lambda: not front.leaving,
-        known=lambda: discovery is None or discovery.known,
-        report=lambda: {
-            **census.served(),
-            **({} if discovery is None else {"discovery": discovery.report()}),
-        },
-        metrics=text,
-    )
-
-
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait((task,))
@@ -243,6 +226,23 @@ def _started(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("a task of the router that should never end did", exc_info=error)
+
+
+def _application(
+    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
+) -> web.Application:
+    async def text() -> bytes:
+        return metrics.text()
+
+    return http.application(
+        ready=lambda: not front.leaving,
+        known=lambda: discovery is None or discovery.known,
+        report=lambda: {
+            **census.served(),
+            **({} if discovery is None else {"discovery": discovery.report()}),
+        },
+        metrics=text,
+    )
 
 
 async def _listen_inside(
@@ -286,6 +286,17 @@ async def _discovered(
     )
     metrics.discovers(discovery)
     return discovery
+
+
+async def _sharing(stack: AsyncExitStack, buckets: Buckets, metrics: Metrics) -> None:
+    """Connects to the Redis that has the buckets, where they are there; it may be away."""
+    if not isinstance(buckets, RedisBuckets):
+        metrics.watch_store(None)
+        return
+    metrics.watch_store(buckets)
+    _started(stack, buckets.run())
+    stack.push_async_callback(buckets.leave)
+    await buckets.link.tried()
 
 
 def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:
@@ -348,8 +359,8 @@ def _follow_policies(
     keeps: bool,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
-    metrics.watch_gates(table.gates)
-    metrics.watch_limits(lambda: admission.counts)
+    metrics.watch_gates(table.gates, admission.waiting.lines)
+    metrics.watch_limits(lambda: admission.counts, admission.waits)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)

@@ -31,7 +31,9 @@ from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
 from aiflow_router.limits import kept_quotas
+from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.limits.rule import Rule
 from aiflow_router.policy.guards import Guards
 from aiflow_router.policy.policies import Policies
@@ -108,9 +110,28 @@ def table(
     )
 
 
-def admission(policies: Policies) -> Admission:
-    current = policies.current
-    return Admission(Memory(clock=CLOCK), current.rules, payments=Payments(current.policies))
+def _buckets(config: Config) -> Buckets:
+    """Those of the limits; in Redis they have to be run."""
+    local = Memory(clock=CLOCK)
+    if config.redis is None:
+        return local
+    return RedisBuckets(
+        config.redis.settings(),
+        prefix=config.redis.prefix,
+        local=local,
+        workers=config.listen.workers,
+        clock=CLOCK,
+    )
+
+
+def admission(config: Config, policies: Policies, *, metrics: Metrics) -> Admission:
+    return Admission(
+        _buckets(config),
+        policies.current.rules,
+        clock=CLOCK,
+        waited=lambda label, waited_s: metrics.queue_wait(label)(waited_s),
+        payments=Payments(policies.current.policies),
+    )
 
 
 @asynccontextmanager

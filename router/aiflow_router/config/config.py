@@ -11,6 +11,7 @@ from aiflow_router.config.limit import Limit
 from aiflow_router.config.limits import Ground
 from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument, PolicySources
+from aiflow_router.config.redis import Redis
 from aiflow_router.config.route import Route
 from aiflow_router.config.storage import Storage
 from aiflow_router.config.values import Duration, Section, Zone, at
@@ -22,6 +23,8 @@ class Config(Section):
     auth: Auth = Auth()
     # Where tenants, keys, credits and usage are; None for none but the keys here.
     storage: Storage | None = None
+    # Where the buckets of limits are; None for in this process.
+    redis: Redis | None = None
     # What of it may change while the router runs: `routes` and `limits`.
     policy: PolicySources = PolicySources()
     routes: tuple[Route, ...] = ()
@@ -72,4 +75,8 @@ class Config(Section):
 
     def ground(self) -> Ground:
         """What a policy has to stand on here."""
-        return Ground(workers=self.listen.workers, storage=self.storage is not None)
+        return Ground(
+            workers=self.listen.workers,
+            redis=self.redis is not None,
+            storage=self.storage is not None,
+        )

@@ -324,6 +324,8 @@ def plain(config: Config) -> dict[str, Any]:
     )
     if config.storage is not None:
         found["storage"]["url"] = config.storage.shown()
+    if config.redis is not None:
+        found["redis"]["url"] = config.redis.shown()
     return found
 
 

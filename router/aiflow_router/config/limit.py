@@ -18,6 +18,7 @@ MAX_AMOUNT = 1e12
 MAX_PER_S = 1e9
 # Each call in the log of a strict rule is remembered by itself.
 MAX_STRICT = 1000
+MAX_LEASE_S = 60.0
 # Of a name: it is a label of metrics and a part of every bucket's name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
 _NEVER_BY_SERVICE = {
@@ -174,6 +175,21 @@ class Limit(Section):
             for key, default in (("queue", 1024), ("ages", 30.0)):
                 if getattr(self, key) != default:
                     raise at(key, why="has an effect only with `wait: true`")
+        return self
+
+    @model_validator(mode="after")
+    def _leased(self) -> Limit:
+        if self.lease and self._kind != "rate":
+            raise at(
+                "lease",
+                why=f"is for a `rate` that is not strict, and this is {_a(self._kind)}: remove it",
+            )
+        if self.lease > MAX_LEASE_S:
+            raise at(
+                "lease",
+                why=f"must be {MAX_LEASE_S:g}s or less: by what comes in during that time the "
+                "limit may be overshot",
+            )
         return self
 
     def _check_strict(self) -> None:

@@ -40,15 +40,17 @@ class Matched:
         asks: of each rule; ready to be asked where nothing `varies`.
         by_session: positions whose bucket is the call's session's.
         by_units: positions whose cost is not 1.
+        waits: a call may have to wait for one of them.
     """
 
     asks: tuple[Ask, ...]
     by_session: tuple[int, ...]
     by_units: tuple[int, ...]
     varies: bool
+    waits: bool
 
 
-NOTHING = Matched(asks=(), by_session=(), by_units=(), varies=False)
+NOTHING = Matched(asks=(), by_session=(), by_units=(), varies=False, waits=False)
 
 _PARTS: Mapping[Per, Callable[[Who, str], str]] = {
     "tenant": lambda who, _: _quoted(who.tenant),
@@ -111,6 +113,7 @@ class Rules:
             by_session=by_session,
             by_units=by_units,
             varies=bool(by_session or by_units),
+            waits=any(rule.wait and rule.mode == "enforce" for rule in rules),
         )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from aiflow_router.forwarding.metadata import SESSION, UNITS
@@ -21,7 +22,8 @@ from aiflow_router.limits.rule import Ask, Rule
 from aiflow_router.limits.rules import Rules, asked, holds
 from aiflow_router.routing.policy import Policies
 from aiflow_router.rpc.payment import Payments
-from aiflow_router.rpc.visit import Visit
+from aiflow_router.rpc.visit import Context, Visit
+from aiflow_router.rpc.waiting import Waiting
 from aiflow_sdk import errors
 
 Result = Literal["pass", "near", "over", "shadow"]
@@ -39,9 +41,18 @@ class Admission:
     """
 
     def __init__(
-        self, buckets: Buckets, rules: Sequence[Rule] = (), *, payments: Payments | None = None
+        self,
+        buckets: Buckets,
+        rules: Sequence[Rule] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        waited: Callable[[str, float], None] = lambda _label, _waited_s: None,
+        payments: Payments | None = None,
     ) -> None:
+        """Args: clock: the event loop's; waited: told of each that waited its label and seconds."""
         self.buckets = buckets
+        self.waiting = Waiting(buckets, clock=clock, waited=waited, refused=self._sent_away)
+        self._clock = clock
         self.rules = Rules(rules)
         self.payments = payments or Payments()
         self.limited = self.rules.some or self.payments.some
@@ -58,42 +69,61 @@ class Admission:
         """
         self.payments.swap(policies or Policies())
         self.rules = self.rules.after(rules)
+        self.waiting.lines.swap(self.rules.all)
         self._counted(self.rules)
         self.limited = self.rules.some or self.payments.some
 
     async def admit(
-        self, visit: Visit, kind: Literal["model", "service"], name: str, *, size_bytes: int
+        self,
+        visit: Visit,
+        kind: Literal["model", "service"],
+        name: str,
+        context: Context,
+        *,
+        size_bytes: int,
     ) -> None:
         """Lets the call in and notes its `permit`; `size_bytes` is what has come of it so far.
 
         Last of all it holds what the call may cost: who is not let in asks no database.
 
-        Raises RateLimitedError, BadInputError where it must say what it costs, and of calls that
-        have a price what Payments.hold raises.
+        Raises RateLimitedError, BadInputError where it must say what it costs, what `Waiting.take`
+        raises, and of calls that have a price what `Payments.hold` raises.
         """
         if self.rules.some:
-            await self._pass(visit, kind, name, size_bytes=size_bytes)
+            await self._pass(visit, kind, name, context, size_bytes=size_bytes)
         if (tariff := self.payments.tariff(kind, name)) is not None:
             await self.payments.hold(visit, tariff, name, declared(visit))
 
     async def _pass(
-        self, visit: Visit, kind: Literal["model", "service"], name: str, *, size_bytes: int
+        self,
+        visit: Visit,
+        kind: Literal["model", "service"],
+        name: str,
+        context: Context,
+        *,
+        size_bytes: int,
     ) -> None:
-        """Takes what the rules ask for. Raises RateLimitedError, BadInputError."""
-        matched = self.rules.matched(visit.caller, kind, name)
-        if not matched.asks:
-            return
-        asks = matched.asks
-        if matched.varies:
-            asks = asked(
-                matched,
-                visit.caller,
-                name,
-                session=_first(visit, SESSION) if matched.by_session else "",
-                cost=_Costs(visit, size_bytes).of,
-            )
-        holder = f"{self._process}.{next(self._number)}"
-        verdict = await self.buckets.take(asks, holder=holder)
+        """Takes what the rules ask for. Raises as `admit`."""
+        holder, verdict = "", None
+        while verdict is None:  # Again where the rules changed while it waited.
+            matched = self.rules.matched(visit.caller, kind, name)
+            asks = matched.asks
+            if not asks:
+                visit.permit = None
+                return
+            if matched.varies:
+                asks = asked(
+                    matched,
+                    visit.caller,
+                    name,
+                    session=_first(visit, SESSION) if matched.by_session else "",
+                    cost=_Costs(visit, size_bytes).of,
+                )
+            holder = holder or f"{self._process}.{next(self._number)}"
+            if matched.waits:
+                verdict = await self.waiting.take(visit, asks, context, holder=holder)
+            else:
+                verdict = await self.buckets.take(asks, holder=holder)
         permit = visit.permit = Permit(asks=asks, holder=holder, verdict=verdict)
         self._count(permit)
         if not verdict.granted:
@@ -113,6 +143,16 @@ class Admission:
                 costs.append(cost)
         if settled:
             self.buckets.settle(settled, costs, holder=permit.holder)
+            if len(self.waiting.lines):
+                self.waiting.lines.settled(settled, costs, self._clock())
+
+    def waits(self) -> Mapping[str, int]:
+        """How many calls wait, by rule that lets them."""
+        waiting = dict.fromkeys((rule.name for rule in self.rules.all if rule.wait), 0)
+        return {**waiting, **self.waiting.lines.waiting()}
+
+    def _sent_away(self, rule: Rule) -> None:
+        self.counts[rule.name, "over"] += 1
 
     def _counted(self, rules: Rules) -> None:
         """Each result of each rule is there from the start, so that a rate can be taken of it."""

@@ -71,7 +71,10 @@ class Door(grpc.GenericRpcHandler):
             _check_scope(visit, service)
             plan = front.table.service(service)
             if front.admission.limited:
-                await front.admission.admit(visit, "service", service, size_bytes=len(request))
+                await front.admission.admit(
+                    visit, "service", service, context, size_bytes=len(request)
+                )
+                plan = front.table.service(service)  # It may have waited for long.
             return await front.forward(
                 visit, plan, request, context, may_repeat=may_repeat, gate=plan.gates.unary
             )
@@ -81,7 +84,8 @@ class Door(grpc.GenericRpcHandler):
             _check_scope(visit, service)
             plan = front.table.service(service)
             if front.admission.limited:
-                await front.admission.admit(visit, "service", service, size_bytes=0)
+                await front.admission.admit(visit, "service", service, context, size_bytes=0)
+                plan = front.table.service(service)
             call = front.call(visit, plan, context)
             async with front.place(visit, plan):
                 return await forward_stream(

@@ -239,6 +239,7 @@ class Front:
             waited_s = await take_turn(
                 gate,
                 call.plan.name,
+                caller=visit.caller,
                 priority=priority,
                 deadline_s=call.deadline_s,
                 patience_s=patience_s,

@@ -19,6 +19,8 @@ from aiflow_router.forwarding.metadata import (
     CACHE_AGE,
     FALLBACK,
     POLICY_VERSION,
+    QUEUE_ESTIMATE,
+    QUEUE_POSITION,
     REQUEST_ID,
     SERVED_BY,
     UNITS,
@@ -28,6 +30,7 @@ from aiflow_router.forwarding.metadata import (
 )
 from aiflow_router.identity.caller import NOBODY, Caller
 from aiflow_router.limits import units
+from aiflow_router.limits.gate import Outlook
 from aiflow_router.limits.permit import Permit
 from aiflow_router.rpc.detour import Detour
 from aiflow_router.telemetry.metrics import UNKNOWN
@@ -60,6 +63,7 @@ class Visit:
         cache: what its route's cache did: hit, miss or skip; empty where there is none.
         kept_by: who had given the answer that it got from there, as is `kept_s`, its age.
         detour: what became of it at models that it fell back from; None where there are none.
+        line: what it met where it had to wait for a limit; None where it did not.
         permit: what it was let in with, or refused by; None where no limit matches it.
         message_bytes: of a unary call, the request and the answer.
         used: what it took, by unit, as the backend tells.
@@ -85,6 +89,7 @@ class Visit:
     cache: str = ""
     kept_by: str = ""
     kept_s: float = 0.0
+    line: Outlook | None = None
     permit: Permit | None = None
     message_bytes: int = 0
     used: Mapping[str, float] = field(default_factory=lambda: units.NONE)
@@ -164,6 +169,8 @@ class Visit:
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
         if self.permit is not None:
             metadata = (*metadata, *_left(self.permit))
+        if self.line is not None:
+            metadata = (*metadata, *queued(self.line))
         if self.detour is not None:
             metadata = (*metadata, (FALLBACK, self.fallback))
         if self.cache:
@@ -180,6 +187,11 @@ class Visit:
             (SERVED_BY, self.call.served_by()),
             (ATTEMPTS, str(self.attempts)),
         )
+
+
+def queued(line: Outlook) -> tuple[Pair, Pair]:
+    """Where it began to wait, and how long it was to take."""
+    return (QUEUE_POSITION, str(line.ahead + 1)), (QUEUE_ESTIMATE, f"{line.wait_s:.3f}")
 
 
 def _left(permit: Permit) -> Iterable[Pair]:

@@ -199,4 +199,4 @@ def test_several_workers_without_redis(mode: str, refused: bool) -> None:
     assert ":2:10: limits.0: " in str(of_the_file.value)
     with pytest.raises(ConfigError, match="cannot be kept by 2 workers"):
         parse_policy(text, running=several)
-    parse_policy(text, running=parse(""))
+    parse_policy(text, running=parse(f"{MANY}redis: {{url: 'redis://127.0.0.1'}}"))
