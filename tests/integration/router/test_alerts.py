@@ -21,9 +21,10 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in document["groups"] for rule in group["rules"]]
 
 
-async def test_every_metric_and_label_of_an_alert_exists(consul: Agent) -> None:
+async def test_every_metric_and_label_of_an_alert_exists(consul: Agent, tmp_path: Path) -> None:
     named = {name for rule in rules() for name in re.findall(r"aiflow_\w+", rule["expr"])}
     config = f"{discovery(consul.address)}\npolicy: {{consul_kv: {{key: aiflow/alerts}}}}\n"
+    config += f"storage: {{url: 'sqlite:///{tmp_path / 'aiflow.db'}'}}\n"
     async with backend() as server, mesh(config) as running:
         await register(consul, entry(server.address, "alerts", backend="alerts"))
         await until(lambda: "alerts" in running.router.view.snapshot.models)
