@@ -2,9 +2,9 @@
 
     make bench-limits
 
-About five minutes: a decision, four routers on one Redis, two tenants who wait for the same, a start
-with 100,000 keys, and a ledger whose routers and databases die under load. Each part is a program
-of its own: limits_decision, limits_redis, fairness, limits_keys, ledger.
+About five minutes: a decision, four routers on one Redis, two tenants who wait for the same, a
+start with 100,000 keys, and a ledger whose routers and databases die under load. Each part is a
+program of its own: limits_decision, limits_redis, fairness, limits_keys, ledger.
 """
 
 from __future__ import annotations

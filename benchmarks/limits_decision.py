@@ -22,8 +22,8 @@ CALLS = 20_000
 TENANTS = 100
 
 
-# Wide enough that nobody is refused, for a refusal costs less, and so slow to fill that no bucket is
-# forgotten between two calls.
+# Wide enough that nobody is refused, for a refusal costs less, and so slow to fill that no bucket
+# is forgotten between two calls.
 WIDE = 1e6
 RULES = [
     Rule(name="platform", amount=1.0, burst=WIDE),

@@ -184,6 +184,8 @@ def _away(error: Exception) -> bool:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"it did not answer within {WITHIN_S:g} s"
     if isinstance(error, SQLAlchemyError):
         error = getattr(error, "orig", None) or error
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -195,7 +195,8 @@ class Usage:
         return True
 
     def _failed(self, error: Exception) -> None:
-        why = (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]
+        said = str(getattr(error, "orig", None) or error) or "it did not answer in time"
+        why = said.splitlines()[0]
         if not self._away:
             _log.error("what was used cannot be written just now", error=why)
         self._away = why

@@ -87,7 +87,7 @@ class Admission:
         Last of all it holds what the call may cost: who is not let in asks no database.
 
         Raises RateLimitedError, BadInputError where it must say what it costs, what `Waiting.take`
-        raises, and of calls that have a price what Payments.hold raises.
+        raises, and of calls that have a price what `Payments.hold` raises.
         """
         if self.rules.some:
             await self._pass(visit, kind, name, context, size_bytes=size_bytes)
