@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc.aio
@@ -25,6 +24,7 @@ from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
 from aiflow_router.running import Router, Shared
+from aiflow_router.tasks import beside
 from aiflow_router.telemetry.access import to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
 from aiflow_router.telemetry.metrics import Metrics
@@ -64,9 +64,9 @@ async def serving(
         stack.callback(made.journal.settle)
         for close in (made.links.close, made.kinds.close, made.batches.close, front.shadows.close):
             stack.push_async_callback(close)
-        _started(stack, made.outliers.run())
+        await stack.enter_async_context(beside(made.outliers.run(), "judging outliers"))
         if config.health.active:
-            _started(stack, parts.checks(made).run())
+            await stack.enter_async_context(beside(parts.checks(made).run(), "checking health"))
         await _sharing(stack, front.admission.buckets, made.metrics)
         stack.callback(made.catalog.close)
         discovery = await _discovered(stack, made)
@@ -75,7 +75,7 @@ async def serving(
         policy_watchers, administering, changing = await stack.enter_async_context(
             services.administering(made, watched=watched, shared=shared)
         )
-        _started(stack, made.guards.run(changing))
+        await stack.enter_async_context(beside(made.guards.run(changing), "writing stops"))
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -101,7 +101,8 @@ async def serving(
             port = int(grpc_address.rpartition(":")[2])
             http_address = await _listen_inside(stack, app, made, shared, port=port)
         await server.start()
-        _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
+        watching = front.uploads.watch(every_s=UPLOADS_EVERY_S)
+        await stack.enter_async_context(beside(watching, "ending slow uploads"))
         yield Router(
             grpc_address=grpc_address,
             http_address=http_address,
@@ -122,23 +123,6 @@ async def serving(
 async def _stopped(server: grpc.aio.Server, front: Front) -> None:
     # After a drain the last answers are handed over but may not be on the wire yet.
     await server.stop(LAST_ANSWERS_S if front.draining else None)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
-
-
-def _started(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
-    """Runs until the stack unwinds."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_report)
-    stack.push_async_callback(_cancelled, task)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a task of the router that should never end did", exc_info=error)
 
 
 def _application(made: Parts, discovery: consul.Discovery | None) -> web.Application:
@@ -193,7 +177,7 @@ async def _sharing(stack: AsyncExitStack, buckets: Buckets, metrics: Metrics) ->
         metrics.watch_store(None)
         return
     metrics.watch_store(buckets)
-    _started(stack, buckets.run())
+    await stack.enter_async_context(beside(buckets.run(), "asking Redis for limits"))
     stack.push_async_callback(buckets.leave)
     await buckets.link.tried()
 

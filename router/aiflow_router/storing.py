@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from aiflow_router.limits.rule import Rule
 from aiflow_router.parts import Identity, Parts
 from aiflow_router.rpc.admission import Admission
 from aiflow_router.storage.database import opened
+from aiflow_router.tasks import begun, ended
 from aiflow_router.telemetry.journal import Journal
 from aiflow_router.telemetry.metrics import Metrics
 
@@ -87,20 +87,16 @@ async def accounts(
     metrics.watch_accounts(ledger, usage)
     admission.payments.ledger = ledger
     journal.also = usage.add
-    writing = asyncio.create_task(ledger.run())
-    others = asyncio.create_task(Sweeper(ledger).run()), asyncio.create_task(usage.run())
-    for task in (writing, *others):
-        task.add_done_callback(_report)
+    writing = begun(ledger.run(), "writing the ledger")
+    sweeping = begun(Sweeper(ledger).run(), "giving back what was held too long")
+    adding = begun(usage.run(), "writing what is used")
     try:
         yield ledger
     finally:
-        for task in others:
-            task.cancel()
-        await asyncio.wait(others)
+        await ended(sweeping, adding)
         await usage.close()
         await ledger.close()
-        writing.cancel()
-        await asyncio.wait((writing,))
+        await ended(writing)
 
 
 @asynccontextmanager
@@ -127,8 +123,3 @@ def warn_of_quotas(rules: Iterable[Rule], *, kept: bool) -> None:
             "these quotas begin anew when the router does: set `storage` to have them kept",
             limits=lost,
         )
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a task of the router that should never end did", exc_info=error)
