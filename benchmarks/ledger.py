@@ -254,23 +254,32 @@ def show(found: list[Found]) -> None:
     Console(width=120).print(table)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--database", choices=("sqlite", "postgres"), action="append")
-    parser.add_argument("--rounds", type=int, default=1, help="commits of each kind to die at")
-    given = parser.parse_args()
+WANTED = {"ledger_imbalance": "0", "ledger_lost": "0"}
+
+
+def figures(
+    databases: tuple[str, ...] = ("sqlite", "postgres"), *, rounds: int = 1
+) -> dict[str, float]:
+    """Prints the table of what died; its sums, and how many calls a second can pay."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    databases = tuple(given.database or ("sqlite", "postgres"))
-    found, paces = asyncio.run(run(databases, rounds=given.rounds))
+    found, paces = asyncio.run(run(databases, rounds=rounds))
     show(found)
-    figures = {
+    return {
         "ledger_imbalance": sum(one.imbalance for one in found),
         "ledger_lost": sum(one.lost for one in found),
         "ledger_unanswered": sum(one.unanswered for one in found),
         **paces,
     }
-    report.write("ledger", figures, wanted={"ledger_imbalance": "0", "ledger_lost": "0"})
-    return 1 if figures["ledger_imbalance"] or figures["ledger_lost"] else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--database", choices=("sqlite", "postgres"), action="append")
+    parser.add_argument("--rounds", type=int, default=1, help="commits of each kind to die at")
+    given = parser.parse_args()
+    found = figures(tuple(given.database or ("sqlite", "postgres")), rounds=given.rounds)
+    report.write("ledger", found, wanted=WANTED)
+    return 1 if found["ledger_imbalance"] or found["ledger_lost"] else 0
 
 
 if __name__ == "__main__":

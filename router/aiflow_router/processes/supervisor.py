@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
-from aiflow_router import parts
+from aiflow_router import parts, storing
 from aiflow_router.balancing.census import served
 from aiflow_router.catalog import consul
 from aiflow_router.catalog.catalog import Catalog
@@ -130,7 +130,7 @@ class Supervisor:
         )
         async with contextlib.AsyncExitStack() as stack:
             # Before any worker opens it: the schema is brought up to date once.
-            engine = await stack.enter_async_context(parts.storage(self._config, first=True))
+            engine = await stack.enter_async_context(storing.storage(self._config, first=True))
             stack.callback(self._catalog.close)
             await self._discover(stack)
             await self._catalog.settled()

@@ -45,9 +45,9 @@ class Admission:
         buckets: Buckets,
         rules: Sequence[Rule] = (),
         *,
+        payments: Payments | None = None,
         clock: Callable[[], float] = time.monotonic,
         waited: Callable[[str, float], None] = lambda _label, _waited_s: None,
-        payments: Payments | None = None,
     ) -> None:
         """Args: clock: the event loop's; waited: told of each that waited its label and seconds."""
         self.buckets = buckets
@@ -124,7 +124,9 @@ class Admission:
                 verdict = await self.waiting.take(visit, asks, context, holder=holder)
             else:
                 verdict = await self.buckets.take(asks, holder=holder)
-        permit = visit.permit = Permit(asks=asks, holder=holder, verdict=verdict)
+        permit = visit.permit = Permit(
+            asks=asks, holder=holder, verdict=verdict, settles=matched.settles
+        )
         self._count(permit)
         if not verdict.granted:
             raise error_of(permit)
@@ -133,6 +135,8 @@ class Admission:
         """Of a call that has a permit and has ended: gives back what it did not need."""
         permit = visit.permit
         if permit is None or not permit.verdict.granted:
+            return
+        if visit.code == "OK" and not permit.settles:
             return
         settled: list[Ask] = []
         costs: list[float] = []
