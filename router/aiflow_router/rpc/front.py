@@ -15,10 +15,11 @@ import grpc
 import grpc.aio
 import structlog
 
+from aiflow_router.accounts.account import written
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
-from aiflow_router.forwarding.metadata import PRIORITY, USED, Pair, back, read_head
+from aiflow_router.forwarding.metadata import CREDITS, PRIORITY, USED, Pair, back, read_head
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.forwarding.unary import Answer
@@ -107,6 +108,9 @@ class Front:
                 visit.message_bytes += len(response)
                 if visit.bill is not None:
                     await self.admission.payments.pay(visit)
+                    context.set_trailing_metadata(
+                        (*context.trailing_metadata(), (CREDITS, written(visit.credits)))
+                    )
             except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=True)
                 return None

@@ -11,12 +11,14 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
+from aiflow_router.accounts.account import written
 from aiflow_router.accounts.bill import Bill
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
     CACHE,
     CACHE_AGE,
+    CREDITS,
     FALLBACK,
     POLICY_VERSION,
     QUEUE_ESTIMATE,
@@ -171,6 +173,8 @@ class Visit:
             metadata = (*metadata, *_left(self.permit))
         if self.line is not None:
             metadata = (*metadata, *queued(self.line))
+        if self.credits:
+            metadata = (*metadata, (CREDITS, written(self.credits)))
         if self.detour is not None:
             metadata = (*metadata, (FALLBACK, self.fallback))
         if self.cache:

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from integration.accounts.paying import INFER, STREAM, paying
 from integration.router.kit import Seen, infer, until
 
+from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
 from aiflow_router.accounts.report import Filter, summed
 from aiflow_sdk import errors
 
@@ -52,6 +53,43 @@ async def test_a_call_pays_its_price(storage_url: str, tmp_path: Path) -> None:
         assert await found.kinds() == ["top_up", "hold", "settle"]
         found.mesh.router.front._journal.settle()
         assert [json.loads(line)["credits"] for line in found.mesh.log] == [2.0]
+
+
+async def test_its_caller_is_told_what_it_paid(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'aiflow.db'}"
+    async with paying(url, tmp_path, ModelInfer=uses("tokens=25")) as found:
+        call = found.mesh.channel.unary_unary(INFER)(
+            infer("t"), metadata=found.metadata(units="tokens=50")
+        )
+        assert await call == b"done"
+        told = dict(tuple(await call.trailing_metadata()))
+        assert told["x-aiflow-credits"] == "1.25"
+        assert {"x-aiflow-used", "x-request-id", "x-aiflow-served-by"} <= set(told)
+        stream = found.mesh.channel.stream_stream(STREAM)(metadata=found.metadata())
+        await stream.write(infer("m"))
+        await stream.done_writing()
+        assert await stream.read() == infer("m")
+        assert await stream.read() is grpc.aio.EOF
+        assert dict(tuple(await stream.trailing_metadata()))["x-aiflow-credits"] == "2"
+        free = found.mesh.channel.unary_unary(INFER)(infer("free"), metadata=found.metadata())
+        await free
+        assert "x-aiflow-credits" not in dict(tuple(await free.trailing_metadata()))
+
+
+async def test_a_price_may_change_while_the_router_runs(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'aiflow.db'}"
+    async with paying(url, tmp_path) as found:
+        root = await asyncio.to_thread((tmp_path / "admin.key").read_text)
+        policies: Any = policy_pb2_grpc.PolicyServiceStub(found.mesh.channel)
+
+        async def put(routes: str) -> None:
+            request = policy_pb2.SetPolicyRequest(document=f"routes: {routes}")
+            await policies.Set(request, metadata=[("x-api-key", root.strip())])
+
+        for price, left in (("", 10), (", price: 3", 7), (", price: 0.5", 6.5), ("", 6.5)):
+            await put(f"[{{match: {{model: m}}, timeout: 9s{price}}}]")
+            await found.call()
+            assert await found.left() == left
 
 
 async def test_a_service_has_a_price_too(storage_url: str, tmp_path: Path) -> None:
