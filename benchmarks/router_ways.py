@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import router_peers
@@ -139,7 +140,7 @@ def running(
             process.wait()
 
 
-def until_listening(process: subprocess.Popen[str], port: int) -> None:
+def until_listening(process: subprocess.Popen[Any], port: int) -> None:
     end = time.monotonic() + READY_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

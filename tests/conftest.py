@@ -6,6 +6,7 @@ pytest_plugins = [
     "fixtures.node",
     "fixtures.pictures",
     "fixtures.postgres",
+    "fixtures.redis",
     "fixtures.triton",
     "fixtures.wheels",
 ]

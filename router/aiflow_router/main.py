@@ -23,6 +23,8 @@ from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.identity.directory import Directory
+from aiflow_router.limits.buckets import Buckets
+from aiflow_router.limits.redis.buckets import RedisBuckets
 from aiflow_router.parts import CLOCK
 from aiflow_router.policy.edition import Edition
 from aiflow_router.policy.guards import Changing, Guards
@@ -40,6 +42,7 @@ from aiflow_router.rpc import (
     reflection,
     registry,
 )
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
@@ -86,11 +89,12 @@ async def serving(
     policies = _policies(config, metrics, watched) if shared is None else shared.policies
     batches = Batches(links=links, loads=loads, models=policies.current.batched)
     outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards = Guards()
+    guards, identity = Guards(), parts.identity(config, metrics)
     table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
-    identity = parts.identity(config, metrics)
+    admission = parts.admission(config, policies, metrics=metrics)
     front = parts.front(
         config,
+        admission=admission,
         table=table,
         links=links,
         outliers=outliers,
@@ -103,7 +107,15 @@ async def serving(
     metrics.watch(census, undescribed=kinds.pending)
     # In this order: the table reads loads, health reads the table. Links go last, so that a
     # channel closes only when no plan names its address any more and nobody asks it anything.
-    _follow_policies(policies, table=table, batches=batches, healths=healths, metrics=metrics)
+    _follow_policies(
+        policies,
+        table=table,
+        admission=admission,
+        batches=batches,
+        healths=healths,
+        metrics=metrics,
+        keeps=config.storage is not None or config.redis is not None,
+    )
     for follower in (loads, table, healths, kinds, batches, links):
         catalog.follow(follower.follow)
 
@@ -112,12 +124,14 @@ async def serving(
         engine = await stack.enter_async_context(
             parts.storage(config, first=shared is None, identity=identity)
         )
+        await stack.enter_async_context(parts.quotas(admission, engine, metrics))
         stack.callback(journal.settle)
         for close in (links.close, kinds.close, batches.close, front.shadows.close):
             stack.push_async_callback(close)
         _started(stack, outliers.run())
         if config.health.active:
             _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
+        await _sharing(stack, admission.buckets, metrics)
         stack.callback(catalog.close)
         discovery = await _discovered(stack, config, catalog, metrics)
         await catalog.settled()
@@ -190,25 +204,6 @@ async def _stopped(server: grpc.aio.Server, front: Front) -> None:
     await server.stop(LAST_ANSWERS_S if front.draining else None)
 
 
-def _application(
-    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
-) -> web.Application:
-    """The HTTP side, as any router has it."""
-
-    async def text() -> bytes:
-        return metrics.text()
-
-    return http.application(
-        ready=lambda: not front.leaving,
-        known=lambda: discovery is None or discovery.known,
-        report=lambda: {
-            **census.served(),
-            **({} if discovery is None else {"discovery": discovery.report()}),
-        },
-        metrics=text,
-    )
-
-
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait((task,))
@@ -224,6 +219,23 @@ def _started(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("a task of the router that should never end did", exc_info=error)
+
+
+def _application(
+    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
+) -> web.Application:
+    async def text() -> bytes:
+        return metrics.text()
+
+    return http.application(
+        ready=lambda: not front.leaving,
+        known=lambda: discovery is None or discovery.known,
+        report=lambda: {
+            **census.served(),
+            **({} if discovery is None else {"discovery": discovery.report()}),
+        },
+        metrics=text,
+    )
 
 
 async def _listen_inside(
@@ -267,6 +279,17 @@ async def _discovered(
     )
     metrics.discovers(discovery)
     return discovery
+
+
+async def _sharing(stack: AsyncExitStack, buckets: Buckets, metrics: Metrics) -> None:
+    """Connects to the Redis that has the buckets, where they are there; it may be away."""
+    if not isinstance(buckets, RedisBuckets):
+        metrics.watch_store(None)
+        return
+    metrics.watch_store(buckets)
+    _started(stack, buckets.run())
+    stack.push_async_callback(buckets.leave)
+    await buckets.link.tried()
 
 
 def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:
@@ -322,12 +345,15 @@ def _follow_policies(
     policies: Policies,
     *,
     table: Table,
+    admission: Admission,
     batches: Batches,
     healths: health.Health,
     metrics: Metrics,
+    keeps: bool,
 ) -> None:
     """Lets calls go by the policy that is in force, and tells which it is."""
-    metrics.watch_gates(table.gates)
+    metrics.watch_gates(table.gates, admission.waiting.lines)
+    metrics.watch_limits(lambda: admission.counts, admission.waits)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)
@@ -335,9 +361,12 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
+        admission.swap(found.rules)
+        parts.warn_of_quotas(found.rules, kept=keeps)
         await batches.change(found.batched)
         healths.policy_changed()
 
+    parts.warn_of_quotas(policies.current.rules, kept=keeps)
     policies.follow(put)
 
 

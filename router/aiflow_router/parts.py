@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,17 @@ from aiflow_router.identity.jwks import JwksFile
 from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
+from aiflow_router.limits import kept_quotas
+from aiflow_router.limits.buckets import Buckets
+from aiflow_router.limits.memory import Memory
+from aiflow_router.limits.redis.buckets import RedisBuckets
+from aiflow_router.limits.rule import Rule
 from aiflow_router.policy.guards import Guards
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.storage.database import opened
@@ -99,9 +105,59 @@ def table(
     )
 
 
+def _buckets(config: Config) -> Buckets:
+    """Those of the limits; in Redis they have to be run."""
+    local = Memory(clock=CLOCK)
+    if config.redis is None:
+        return local
+    return RedisBuckets(
+        config.redis.settings(),
+        prefix=config.redis.prefix,
+        local=local,
+        workers=config.listen.workers,
+        clock=CLOCK,
+    )
+
+
+def admission(config: Config, policies: Policies, *, metrics: Metrics) -> Admission:
+    return Admission(
+        _buckets(config),
+        policies.current.rules,
+        clock=CLOCK,
+        waited=lambda label, waited_s: metrics.queue_wait(label)(waited_s),
+    )
+
+
+@asynccontextmanager
+async def quotas(
+    admission: Admission, engine: AsyncEngine | None, metrics: Metrics
+) -> AsyncIterator[None]:
+    """Keeps what is used of quotas until the block ends, where there is a database for it.
+
+    Raises StorageError.
+    """
+    if engine is None or not isinstance(admission.buckets, Memory):
+        yield
+        return
+    async with kept_quotas.keeping(admission.buckets, engine) as kept:
+        metrics.watch_quotas(kept.age_s)
+        yield
+
+
+def warn_of_quotas(rules: Iterable[Rule], *, kept: bool) -> None:
+    """Says which quotas begin anew with each start of the router, for nothing keeps them."""
+    lost = [rule.name for rule in rules if rule.kind in ("day", "month") and rule.mode != "off"]
+    if lost and not kept:
+        _log.warning(
+            "these quotas begin anew when the router does: set `storage` to have them kept",
+            limits=lost,
+        )
+
+
 def front(
     config: Config,
     *,
+    admission: Admission,
     table: Table,
     links: Links,
     outliers: Outliers,
@@ -119,6 +175,7 @@ def front(
         limit_bytes=limit_bytes,
     )
     return Front(
+        admission=admission,
         keys=keys,
         table=table,
         sender=sender,

@@ -8,7 +8,7 @@
     │   └── ServiceNotFoundError
     ├── AuthenticationError         no key, or one that is not known
     ├── PermissionDeniedError       a known key without the right
-    ├── RateLimitedError            over a rate limit or a quota
+    ├── RateLimitedError            over a limit or a quota: `rule` says which
     ├── RefusedError                the request is understood and will not be served as it is
     ├── UnavailableError            try again after `retry_after_s`
     │   ├── NoEndpointError         nothing serves the model or service right now
@@ -107,6 +107,16 @@ class PermissionDeniedError(AiflowError):
 class RateLimitedError(AiflowError):
     default_code = "RESOURCE_EXHAUSTED"
     default_reason = "RATE_LIMITED"
+
+    @property
+    def rule(self) -> str:
+        """The rule that the call is over; empty where none was named."""
+        return self.metadata.get("rule", "")
+
+    @property
+    def subject(self) -> str:
+        """Whose rule: "gpt|acme", or the account that is empty."""
+        return self.metadata.get("subject", "")
 
 
 class RefusedError(AiflowError):

@@ -1,8 +1,8 @@
 """The one place where AIFlow's errors and gRPC statuses are turned into each other.
 
 A failed call carries one `google.rpc.Status` in the trailer `grpc-status-details-bin`, always with
-an ErrorInfo (domain "aiflow"), and where they apply a BadRequest and a RetryInfo. Callers in other
-languages read the same details with their own gRPC library.
+an ErrorInfo (domain "aiflow"), and where they apply a BadRequest, a QuotaFailure and a RetryInfo.
+Callers in other languages read the same details with their own gRPC library.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ def to_status(error: errors.AiflowError) -> status_pb2.Status:
         for field, description in error.violations.items():
             bad.field_violations.add(field=field, description=description)
         status.details.append(_packed(bad))
+    if isinstance(error, errors.RateLimitedError) and error.subject:
+        over = error_details_pb2.QuotaFailure()
+        over.violations.add(subject=error.subject, description=error.message)
+        status.details.append(_packed(over))
     if error.retry_after_s is not None and error.retry_after_s >= 0:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
@@ -116,11 +120,16 @@ def from_parts(
         for packed in _unpacked(details):
             info = error_details_pb2.ErrorInfo()
             bad = error_details_pb2.BadRequest()
+            over = error_details_pb2.QuotaFailure()
             retry = error_details_pb2.RetryInfo()
             if packed.Unpack(info):
                 reason, metadata = info.reason, dict(info.metadata)
             elif packed.Unpack(bad):
                 violations = {v.field: v.description for v in bad.field_violations}
+            elif packed.Unpack(over):
+                # Another server than a router of ours has no rule by name.
+                for violation in over.violations:
+                    metadata.setdefault("subject", violation.subject)
             elif packed.Unpack(retry):
                 retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
     pushback = found.get(PUSHBACK_KEY)
@@ -163,6 +172,7 @@ def _unpacked(details: bytes) -> Sequence[any_pb2.Any]:
 def _packed(
     message: error_details_pb2.ErrorInfo
     | error_details_pb2.BadRequest
+    | error_details_pb2.QuotaFailure
     | error_details_pb2.RetryInfo,
 ) -> any_pb2.Any:
     packed = any_pb2.Any()

@@ -7,8 +7,11 @@ from pydantic import model_validator
 from aiflow_router.config.auth import Auth
 from aiflow_router.config.discovery import Discovery, Embedded
 from aiflow_router.config.health import Ejection, Health
+from aiflow_router.config.limit import Limit
+from aiflow_router.config.limits import Ground
 from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument, PolicySources
+from aiflow_router.config.redis import Redis
 from aiflow_router.config.route import Route
 from aiflow_router.config.storage import Storage
 from aiflow_router.config.values import Duration, Section, Zone, at
@@ -20,9 +23,13 @@ class Config(Section):
     auth: Auth = Auth()
     # Where tenants, keys, credits and usage are; None for none but the keys here.
     storage: Storage | None = None
-    # What of it may change while the router runs: `routes`.
+    # Where the buckets of limits are; None for in this process.
+    redis: Redis | None = None
+    # What of it may change while the router runs: `routes` and `limits`.
     policy: PolicySources = PolicySources()
     routes: tuple[Route, ...] = ()
+    # All that match a call must pass, or none is charged.
+    limits: tuple[Limit, ...] = ()
     # The router's own; empty for no preference.
     zone: Zone = ""
     slow_start: Duration = 10.0
@@ -64,4 +71,8 @@ class Config(Section):
 
     def policy_document(self) -> PolicyDocument:
         """What of it may change while the router runs."""
-        return PolicyDocument(routes=self.routes)
+        return PolicyDocument(routes=self.routes, limits=self.limits)
+
+    def ground(self) -> Ground:
+        """What a policy has to stand on here."""
+        return Ground(workers=self.listen.workers, redis=self.redis is not None)

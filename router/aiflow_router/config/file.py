@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from aiflow_router.config import routes
+from aiflow_router.config import limits, routes
 from aiflow_router.config.config import Config
 from aiflow_router.config.discovery import Consul, Embedded
+from aiflow_router.config.limits import Ground
 from aiflow_router.config.listen import Listen
 from aiflow_router.config.policy import PolicyDocument
 
@@ -87,10 +88,7 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
     else:
         problems += [
             (_mark(root, problem.path), f"{_dotted(problem.path)}: {problem.why}")
-            for problem in routes.check(
-                found.routes,
-                servable=_servable(found if isinstance(found, Config) else running),
-            )
+            for problem in _between(found, found if isinstance(found, Config) else running)
         ]
         if not problems:
             return found
@@ -98,6 +96,14 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
     raise ConfigError(
         [f"{file}:{mark.line + 1}:{mark.column + 1}: {what}" for mark, what in problems]
     )
+
+
+def _between(found: Config | PolicyDocument, running: Config | None) -> Iterator[routes.Problem]:
+    """What is wrong between parts that are right by themselves, for a router that runs by that."""
+    servable = _servable(running)
+    ground = Ground(redis=True) if running is None else running.ground()
+    yield from routes.check(found.routes, servable=servable)
+    yield from limits.check(found.limits, ground=ground, servable=servable)
 
 
 def _servable(running: Config | None) -> frozenset[str] | None:
@@ -317,6 +323,8 @@ def plain(config: Config) -> dict[str, Any]:
     )
     if config.storage is not None:
         found["storage"]["url"] = config.storage.shown()
+    if config.redis is not None:
+        found["redis"]["url"] = config.redis.shown()
     return found
 
 

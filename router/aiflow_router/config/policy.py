@@ -7,6 +7,7 @@ import re
 from pydantic import field_validator, model_validator
 
 from aiflow_router.config.discovery import Consul
+from aiflow_router.config.limit import Limit
 from aiflow_router.config.route import Route
 from aiflow_router.config.values import Section
 from aiflow_sdk.consul import DEFAULT_ADDRESS, address_problem
@@ -22,6 +23,7 @@ class PolicyDocument(Section):
     """
 
     routes: tuple[Route, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 class ConsulTLS(Section):

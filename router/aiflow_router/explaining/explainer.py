@@ -123,6 +123,7 @@ class Explainer:
             if plan is not None:
                 gate = plan.gates.unary
                 met = gate.outlook(
+                    tenant=question.tenant,
                     priority=_priority(question),
                     deadline_s=now_s + _patience_s(plan, question),
                     now_s=now_s,
@@ -226,7 +227,9 @@ def _budget(budget: Budget) -> BudgetView:
 
 
 def _gate(plan: GatedPlan, calls: str, gate: Gate, question: Question, now_s: float) -> GateView:
-    outlook = gate.outlook(priority=question.priority, deadline_s=math.inf, now_s=now_s)
+    outlook = gate.outlook(
+        tenant=question.tenant, priority=question.priority, deadline_s=math.inf, now_s=now_s
+    )
     return GateView(
         name=plan.name,
         calls=calls,
@@ -267,7 +270,12 @@ def _at_the_gate(plan: GatedPlan, subject: Subject, whose: str) -> Iterator[Refu
     patience_s = _patience_s(plan, subject.question)
     asked = _priority(subject.question)
     for priority in sorted(PRIORITIES, key=lambda one: one != asked):
-        outlook = gate.outlook(priority=priority, deadline_s=now_s + patience_s, now_s=now_s)
+        outlook = gate.outlook(
+            tenant=subject.question.tenant,
+            priority=priority,
+            deadline_s=now_s + patience_s,
+            now_s=now_s,
+        )
         if outlook.refusal is None:
             continue
         which = "such a call" if priority == asked else f"a call of priority {priority}"
@@ -276,7 +284,9 @@ def _at_the_gate(plan: GatedPlan, subject: Subject, whose: str) -> Iterator[Refu
             error=error_of(outlook.refusal, plan.name),
             shadow=gate.shadow,
         )
-    outlook = gate.outlook(priority=asked, deadline_s=now_s, now_s=now_s)
+    outlook = gate.outlook(
+        tenant=subject.question.tenant, priority=asked, deadline_s=now_s, now_s=now_s
+    )
     soonest_s = outlook.wait_s + gate.answer_s
     hasty = outlook.refusal
     if hasty is not None and hasty.reason == "DEADLINE_UNREACHABLE" and soonest_s < patience_s:
@@ -308,6 +318,8 @@ def _goes(plan: GatedPlan, question: Question, now_s: float) -> str:
     gate = plan.gates.unary
     if gate.shadow or gate.inflight < gate.limit:
         return goes
-    met = gate.outlook(priority=question.priority, deadline_s=math.inf, now_s=now_s)
+    met = gate.outlook(
+        tenant=question.tenant, priority=question.priority, deadline_s=math.inf, now_s=now_s
+    )
     wait = f"about {seconds(met.wait_s)}" if met.wait_s else "for its turn"
     return f"waits {wait} behind {met.ahead} others, then {goes}"

@@ -26,6 +26,7 @@ class Call:
         load: the endpoint tried last, or the one that answered.
         tried: endpoints that will not be tried again.
         backend_s: time spent waiting for backends.
+        streamed_bytes: of a stream that has ended, in both directions.
         sent: a backend may have begun to work on it.
         most: endpoints that may be tried; None: as many as the plan says.
         paid_by: the budget that its retries are taken from; None: the plan's.
@@ -43,6 +44,7 @@ class Call:
     load: Load | None = None
     tried: list[Load] = field(default_factory=list)
     backend_s: float = 0.0
+    streamed_bytes: int = 0
     sent_s: float = 0.0
     because: str = ""
     notes: list[Note] | None = None

@@ -26,10 +26,16 @@ SESSION = "x-aiflow-session"
 PRIORITY = "x-aiflow-priority"
 CACHE = "x-aiflow-cache"
 CACHE_AGE = "x-aiflow-cache-age"
+# What a call asks for, from its caller; and what it took, from the backend and on to the caller.
+UNITS = "x-aiflow-units"
+USED = "x-aiflow-used"
+# To the caller: which it was in the line of a limit, and for how many seconds it was to wait.
+QUEUE_POSITION = "x-aiflow-queue-position"
+QUEUE_ESTIMATE = "x-aiflow-queue-estimate"
 # To a backend: the call is a copy, and nobody waits for its answer.
 SHADOW = "x-aiflow-shadow"
 
-_MAY_SET = frozenset({PRIORITY, SESSION, CACHE})
+_MAY_SET = frozenset({PRIORITY, SESSION, CACHE, UNITS})
 _ONE_HOP = frozenset(
     {
         *("connection", "content-type", "host", "keep-alive", "proxy-authenticate"),
@@ -123,7 +129,7 @@ def back(metadata: Iterable[Pair]) -> list[Pair]:
         for name, value in metadata
         if name not in _ONE_HOP
         and name != REQUEST_ID
-        and not name.startswith("x-aiflow-")
+        and (not name.startswith("x-aiflow-") or name == USED)
         and (not name.startswith("grpc-") or name in _END_TO_END_BACK)
         and _travels(value)
     ]

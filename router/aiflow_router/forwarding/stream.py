@@ -57,13 +57,15 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
     clock = sender.clock if call.plan.memory.timed else None
     up = _Upstream(context, rpc, first=first, take=take, patience=patience, clock=clock)
     pump = asyncio.create_task(up.run())
-    received = 0
+    received = received_bytes = 0
+    message: Any
     try:
         initial = await rpc.initial_metadata()
         if not rpc.done():  # Else the answer is trailers only.
             await context.send_initial_metadata(tuple(back(initial)))
         while (message := await unbroken(rpc.read())) is not grpc.aio.EOF:
             received += 1
+            received_bytes += len(message)
             if clock is not None and received == 1:  # Now, for the stream may live for hours.
                 sender.answered(call, "OK", took_s=up.waited_s(clock()))
             patience.answered()
@@ -95,6 +97,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
         patience.answered()
         now_s = sender.clock()
         call.backend_s += now_s - sent_s
+        call.streamed_bytes += received_bytes + up.sent_bytes
         took_s = 0.0 if received else up.waited_s(now_s)
         measured = received and outcome == "OK"
         sender.release(call, link, outcome=outcome, took_s=None if measured else took_s)
@@ -151,12 +154,14 @@ class _Upstream:
         self._clock = clock
         self._sent_s = math.inf
         self.refusal: Exception | None = None
+        self.sent_bytes = 0
 
     def waited_s(self, now_s: float) -> float:
         """Time since the last message went to the backend; 0 where none did or none is timed."""
         return max(0.0, now_s - self._sent_s)
 
-    def _sent(self) -> None:
+    def _sent(self, message: bytes) -> None:
+        self.sent_bytes += len(message)
         if self._clock is not None:
             self._sent_s = self._clock()
 
@@ -164,10 +169,10 @@ class _Upstream:
         try:
             if self._first is not None:
                 await self._rpc.write(self._first)
-                self._sent()
+                self._sent(self._first)
             while (message := await unbroken(self._context.read())) is not grpc.aio.EOF:
                 await self._rpc.write(self._take(message))
-                self._sent()
+                self._sent(message)
             # A caller that goes away ends its messages too, and only a moment later is this task
             # cancelled. The backend must not take that for a finished upload.
             await asyncio.sleep(HALF_CLOSE_AFTER_S)

@@ -12,7 +12,8 @@ from aiflow_router.limits.rule import Ask
 NEVER_S = math.inf
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, for one is made for each rule of each call, which would cost half as much again.
+@dataclass(slots=True)
 class Standing:
     """How a bucket stands after a decision.
 
@@ -28,7 +29,7 @@ class Standing:
     reset_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Verdict:
     """Whether a call goes; `standings` are those of what was asked, in the same order.
 
@@ -59,6 +60,7 @@ class Buckets(Protocol):
         """The call has ended: its places are free, and it has cost this much in truth.
 
         More than was there makes a debt that later calls wait for. To be told once of each call
-        that was granted; where nothing was used (it never went anywhere) the costs are 0. Does not
-        wait for Redis, and does not fail: what could not be told there is counted.
+        that was granted, of what it was charged: of all "concurrency", and of other asks where the
+        cost was another one; where nothing was used (it never went anywhere) the costs are 0. Does
+        not wait for Redis, and does not fail: what could not be told there is counted.
         """

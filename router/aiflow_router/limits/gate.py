@@ -7,13 +7,13 @@ leaves exactly once.
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from aiflow_router.limits.concurrency import End, Gradient
+from aiflow_router.limits.fair_queue import FairQueue, Waiter
 
 PRIORITIES = ("high", "normal", "low")
 # Weight of the newest in the recent answer time.
@@ -78,12 +78,11 @@ def _nobody() -> None:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Ticket:
+class Ticket(Waiter):
     """A place in the queue, then a place inside or a refusal.
 
     Attributes:
-        priority: index into PRIORITIES.
-        order: the smallest is next.
+        priority: index into PRIORITIES; its level as it came.
         deadline_s: it leaves the queue then.
         entered: it counts as in flight.
         refusal: set once it is neither inside nor waiting any more.
@@ -91,7 +90,6 @@ class Ticket:
     """
 
     priority: int
-    order: tuple[int, int] = (0, 0)
     joined_s: float
     deadline_s: float
     entered: bool = False
@@ -102,14 +100,15 @@ class Ticket:
 class Gate:
     """Lets `limit` calls in and `queue` wait; nobody waits while there is room.
 
-    The queue is ordered by arrival, with a handicap: each step of priority below the highest lets
-    `queue` later calls pass, and no more, so the lowest is overtaken by at most twice that many. A
-    full queue keeps who is first in this order. With `shadow` nobody waits or is refused; what
-    would have been is counted apart.
+    The queue is fair: by priority, within it by the tenants' weights. It ages by calls, not by
+    time, so a slow backend does not undo priorities: who was passed by `queue` calls of higher
+    ones moves up by one. A full queue sheds who is last in this order, who may be the newcomer.
+    With `shadow` nobody waits or is refused; what would have been is counted apart.
 
     Attributes:
         inflight: calls inside.
         limit: how many may be.
+        waiting: calls in the queue.
         answer_s: how long answers take lately; 0 before the first.
         refused: calls that did not get in, by priority and reason.
         would_refuse: those that got in because of `shadow`.
@@ -128,17 +127,14 @@ class Gate:
         self.queue = queue
         self.shadow = shadow
         self.inflight = 0
+        self.waiting = 0
         self.answer_s = 0.0
         self.refused: Counter[tuple[str, str]] = Counter()
         self.would_refuse: Counter[tuple[str, str]] = Counter()
         self._gradient = gradient
         self._rng = rng
-        self._waiting: list[Ticket] = []
-        self._joined = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
+        self._line: FairQueue[Ticket] = FairQueue(levels=len(PRIORITIES), ages=max(1, queue))
+        self._served = 0  # Of those who waited: the clock by which they age.
 
     @property
     def adaptive(self) -> bool:
@@ -158,50 +154,58 @@ class Gate:
         """
         self.queue = shape.queue
         self.shadow = shape.shadow
+        self._line.ages = max(1, shape.queue)
         self._gradient = shape.gradient
         self.limit = shape.limit if shape.gradient is None else shape.gradient.current
         self._admit(now_s)
-        while len(self._waiting) > self.queue:
-            last = self._waiting.pop()
-            last.refusal = self._refuse(last, "OVERLOADED", self.queue)
-            last.wake()
+        self._cut()
 
-    def join(self, *, priority: str, deadline_s: float, now_s: float) -> Ticket | Refusal:
+    def join(
+        self,
+        *,
+        priority: str,
+        deadline_s: float,
+        now_s: float,
+        tenant: str = "",
+        weight: float = 1.0,
+    ) -> Ticket | Refusal:
         """A place in the queue for a call that found no room, or why it gets none."""
-        level = PRIORITIES.index(priority) if priority in PRIORITIES else 1
-        ticket = Ticket(priority=level, joined_s=now_s, deadline_s=deadline_s)
-        handicap = level * max(1, self.queue)
-        ticket.order = (self._joined + handicap, self._joined)
+        ticket = _ticket(priority, tenant, weight, joined_s=now_s, deadline_s=deadline_s)
         if self.shadow:
             return self._pass(ticket, now_s)
-        ahead = bisect_left(self._waiting, ticket.order, key=_order)
-        if ahead >= self.queue:
-            return self._refuse(ticket, "OVERLOADED", ahead)
-        if self._too_late(ahead, ticket, now_s):
-            return self._refuse(ticket, "DEADLINE_UNREACHABLE", ahead)
-        self._joined += 1
-        self._waiting.insert(ahead, ticket)
-        if len(self._waiting) > self.queue:
-            last = self._waiting.pop()
-            last.refusal = self._refuse(last, "OVERLOADED", self.queue)
-            last.wake()
+        ahead, reason = self._lined_up(ticket, now_s)
+        if reason is not None:
+            self._line.leave(ticket)
+            return self._refuse(ticket, reason, ahead)
+        self.waiting += 1
+        self._cut()
         return ticket
 
-    def outlook(self, *, priority: str, deadline_s: float, now_s: float) -> Outlook:
-        """What a call that came now would meet; nothing is counted."""
-        level = PRIORITIES.index(priority) if priority in PRIORITIES else 1
-        if self.inflight < self.limit and not self._waiting:
+    def outlook(
+        self,
+        *,
+        priority: str,
+        deadline_s: float,
+        now_s: float,
+        tenant: str = "",
+        weight: float = 1.0,
+    ) -> Outlook:
+        """What a call that came now would meet; nothing is counted.
+
+        Where no tenant is named it is meant of the one who would wait longest.
+        """
+        if self.inflight < self.limit and not self.waiting:
             return Outlook(ahead=0, wait_s=0.0)
-        ticket = Ticket(priority=level, joined_s=now_s, deadline_s=deadline_s)
-        ticket.order = (self._joined + level * max(1, self.queue), self._joined)
-        ahead = bisect_left(self._waiting, ticket.order, key=_order)
+        if not tenant and self.waiting:
+            last = self._line.last()
+            tenant, weight = last.tenant, last.weight
+        ticket = _ticket(priority, tenant, weight, joined_s=now_s, deadline_s=deadline_s)
         if self.shadow:
             ahead = max(0, self.inflight - self.limit)
-        reason: Reason | None = None
-        if ahead >= self.queue:
-            reason = "OVERLOADED"
-        elif self._too_late(ahead, ticket, now_s):
-            reason = "DEADLINE_UNREACHABLE"
+            reason = self._against(ticket, ahead, now_s, full=ahead >= self.queue)
+        else:
+            ahead, reason = self._lined_up(ticket, now_s)
+            self._line.leave(ticket)
         wait_s = self._wait_s(ahead)
         refusal = None if reason is None else self._refusal(reason, wait_s)
         return Outlook(ahead=ahead, wait_s=wait_s, refusal=refusal)
@@ -215,7 +219,7 @@ class Gate:
             gradient.ended(end, took_s, now_s, self.inflight)
             self.limit = gradient.current
         self.inflight -= 1
-        if self._waiting:
+        if self.waiting:
             self._admit(now_s)
 
     def give_up(self, ticket: Ticket, reason: Reason, now_s: float) -> None:
@@ -224,15 +228,43 @@ class Gate:
             ticket.entered = False
             self.leave(End.OTHER, 0.0, now_s)
         elif ticket.refusal is None:
-            self._waiting.pop(bisect_left(self._waiting, ticket.order, key=_order))
+            self._line.leave(ticket)
+            self.waiting -= 1
             ticket.refusal = self._refuse(ticket, reason, 0)
 
+    def _lined_up(self, ticket: Ticket, now_s: float) -> tuple[int, Reason | None]:
+        """Puts it into the line; how many go before it there, and why it cannot stay."""
+        self._line.join(ticket, self._served)
+        full = self.waiting >= self.queue and self._line.last() is ticket
+        ahead = self.waiting if full else self._line.ahead(ticket).calls
+        return ahead, self._against(ticket, ahead, now_s, full=full)
+
+    def _against(self, ticket: Ticket, ahead: int, now_s: float, *, full: bool) -> Reason | None:
+        if full:
+            return "OVERLOADED"
+        return "DEADLINE_UNREACHABLE" if self._too_late(ahead, ticket, now_s) else None
+
+    def _cut(self) -> None:
+        """Sends those away who are last in a line that is too long."""
+        while self.waiting > self.queue:
+            last = self._line.last()
+            self._line.leave(last)
+            self.waiting -= 1
+            last.refusal = self._refuse(last, "OVERLOADED", self.queue)
+            last.wake()
+
     def _admit(self, now_s: float) -> None:
-        while self._waiting and (self.inflight < self.limit or self.shadow):
-            ticket = self._waiting.pop(0)
+        while self.inflight < self.limit or self.shadow:
+            ticket = self._line.first()
+            if ticket is None:
+                return
+            self.waiting -= 1
             if ticket.deadline_s <= now_s:
+                self._line.leave(ticket)
                 ticket.refusal = self._refuse(ticket, "DEADLINE_EXCEEDED", 0)
             else:
+                self._served += 1
+                self._line.take(self._served)
                 ticket.entered = True
                 self.inflight += 1
             ticket.wake()
@@ -240,10 +272,9 @@ class Gate:
     def _pass(self, ticket: Ticket, now_s: float) -> Ticket:
         """Lets a call in that would wait or be refused; those over the limit stand for a queue."""
         ahead = self.inflight - self.limit
-        if ahead >= self.queue:
-            self._refuse(ticket, "OVERLOADED", ahead)
-        elif self._too_late(ahead, ticket, now_s):
-            self._refuse(ticket, "DEADLINE_UNREACHABLE", ahead)
+        reason = self._against(ticket, ahead, now_s, full=ahead >= self.queue)
+        if reason is not None:
+            self._refuse(ticket, reason, ahead)
         self.inflight += 1
         ticket.entered = True
         return ticket
@@ -270,11 +301,21 @@ class Gate:
             retry_after_s = min(LATEST_S, max(SOONEST_S, delay_s))
         return Refusal(
             reason=reason,
-            waiting=len(self._waiting),
+            waiting=self.waiting,
             wait_s=wait_s,
             retry_after_s=retry_after_s,
         )
 
 
-def _order(ticket: Ticket) -> tuple[int, int]:
-    return ticket.order
+def _ticket(
+    priority: str, tenant: str, weight: float, *, joined_s: float, deadline_s: float
+) -> Ticket:
+    level = PRIORITIES.index(priority) if priority in PRIORITIES else 1
+    return Ticket(
+        tenant=tenant,
+        weight=weight,
+        level=level,
+        priority=level,
+        joined_s=joined_s,
+        deadline_s=deadline_s,
+    )

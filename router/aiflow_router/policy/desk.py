@@ -59,6 +59,7 @@ class Desk:
         shelf: Shelf | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """Args: running: the configuration that the router runs by."""
         self.policies = policies
         self._running = running
         self._shelf = shelf

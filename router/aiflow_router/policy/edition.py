@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aiflow_router.config.policy import PolicyDocument
+from aiflow_router.limits.rule import Rule
 from aiflow_router.routing.policy import Policies
 
 Source = Literal["file", "consul", "admin"]
@@ -26,6 +27,7 @@ class Edition:
         since_s: Unix time from which it is in force.
         text: the effective policy, defaults included, as JSON with sorted keys.
         batched: the models whose batches are filled.
+        rules: what its limits say.
     """
 
     version: str
@@ -35,6 +37,7 @@ class Edition:
     text: str = field(repr=False)
     policies: Policies = field(repr=False)
     batched: frozenset[str] = field(repr=False)
+    rules: tuple[Rule, ...] = field(default=(), repr=False)
 
 
 def edition(document: PolicyDocument, *, source: Source, origin: str, since_s: float) -> Edition:
@@ -58,6 +61,7 @@ def edition(document: PolicyDocument, *, source: Source, origin: str, since_s: f
             for route in document.routes
             if route.balance == "batch_aware" and route.match.model is not None
         ),
+        rules=tuple(limit.rule() for limit in document.limits),
     )
 
 

@@ -70,6 +70,11 @@ class Door(grpc.GenericRpcHandler):
             visit.asked = service
             _check_scope(visit, service)
             plan = front.table.service(service)
+            if front.admission.limited:
+                await front.admission.admit(
+                    visit, "service", service, context, size_bytes=len(request)
+                )
+                plan = front.table.service(service)  # It may have waited for long.
             return await front.forward(
                 visit, plan, request, context, may_repeat=may_repeat, gate=plan.gates.unary
             )
@@ -78,6 +83,9 @@ class Door(grpc.GenericRpcHandler):
             visit.asked = service
             _check_scope(visit, service)
             plan = front.table.service(service)
+            if front.admission.limited:
+                await front.admission.admit(visit, "service", service, context, size_bytes=0)
+                plan = front.table.service(service)
             call = front.call(visit, plan, context)
             async with front.place(visit, plan):
                 return await forward_stream(

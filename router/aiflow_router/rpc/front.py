@@ -18,15 +18,17 @@ import structlog
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
-from aiflow_router.forwarding.metadata import PRIORITY, Pair, back, read_head
+from aiflow_router.forwarding.metadata import PRIORITY, USED, Pair, back, read_head
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.forwarding.unary import Answer
 from aiflow_router.identity.caller import ANONYMOUS, Needs
 from aiflow_router.identity.keys import Keys
+from aiflow_router.limits import units
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
+from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.shadow import Shadows
 from aiflow_router.rpc.turn import how_it_ended, take_turn
 from aiflow_router.rpc.uploads import WITHIN_S as UPLOAD_WITHIN_S
@@ -49,6 +51,7 @@ class Front:
         leaving: shutdown has begun; calls are still taken.
         draining: new calls are refused.
         active: calls that have not ended.
+        admission: where they are let in; not asked where `admission.limited` is not set.
         uploads: requests of unary calls that are still coming in.
     """
 
@@ -56,6 +59,7 @@ class Front:
         self,
         *,
         keys: Keys,
+        admission: Admission,
         table: Table,
         sender: Sender,
         shadows: Shadows,
@@ -63,6 +67,7 @@ class Front:
         journal: Journal,
         limit_bytes: int,
     ) -> None:
+        self.admission = admission
         self.table = table
         self.sender = sender
         self.shadows = shadows
@@ -95,7 +100,9 @@ class Front:
                 request = await self.uploads.receive(context, since_s=visit.started_s)
                 visit.started_s = self._clock()
                 self.check_size(request)
+                visit.message_bytes = len(request)
                 response = await work(visit, request, context)
+                visit.message_bytes += len(response)
             except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=True)
                 return None
@@ -128,6 +135,8 @@ class Front:
             try:
                 self._enter(visit, right)
                 trailing = await work(visit, context)
+                if trailing:
+                    _note_used(visit, trailing)
                 context.set_trailing_metadata(visit.trailers(trailing))
             except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=False)
@@ -197,7 +206,11 @@ class Front:
         """The message for the caller, whom the metadata is told."""
         if answer.initial and (initial := back(answer.initial)):
             await context.send_initial_metadata(tuple(initial))
-        trailing = back(answer.trailing) if answer.trailing else ()
+        trailing = back(answer.trailing) if answer.trailing else []
+        if trailing:
+            if visit.kept_by:  # This call took nothing.
+                trailing = [pair for pair in trailing if pair[0] != USED]
+            _note_used(visit, trailing)
         context.set_trailing_metadata(visit.trailers(trailing))
         return answer.message
 
@@ -220,6 +233,7 @@ class Front:
             waited_s = await take_turn(
                 gate,
                 call.plan.name,
+                caller=visit.caller,
                 priority=priority,
                 deadline_s=call.deadline_s,
                 patience_s=patience_s,
@@ -289,11 +303,13 @@ class Front:
             self._ended(visit, "CANCELLED", unary=unary)
             raise asyncio.CancelledError from error
         if isinstance(error, grpc.aio.AioRpcError):
+            told = back(error.trailing_metadata() or ())
+            _note_used(visit, told)
             self._ended(visit, error.code().name, reason="BACKEND_STATUS", unary=unary)
             initial = back(error.initial_metadata() or ()) if unary else ()
             if initial:
                 await context.send_initial_metadata(tuple(initial))
-            trailing = visit.trailers(back(error.trailing_metadata() or ()))
+            trailing = visit.trailers(told)
             await _refuse(context, error.code(), error.details() or "", trailing)
         else:
             known = error
@@ -322,7 +338,24 @@ class Front:
         """Notes how the call ended, before its caller can see that it has."""
         visit.ended_s = self._clock()
         visit.code, visit.reason, visit.unary = code, reason, unary
+        if visit.permit is not None:
+            self.admission.settle(visit)
         self._journal.ended(visit)
+
+
+def _note_used(visit: Visit, trailing: Iterable[Pair]) -> None:
+    """What the backend says that the call took."""
+    for name, value in trailing:
+        if name == USED:
+            try:
+                visit.used = units.read(str(value), units.USABLE)
+            except ValueError as error:
+                _log.warning(
+                    "a backend does not say what a call took in a way that can be read",
+                    endpoint=visit.endpoint,
+                    request_id=visit.request_id,
+                    why=str(error),
+                )
 
 
 async def _refuse(

@@ -24,6 +24,7 @@ from aiflow_router.forwarding.sender import always, outside_a_sequence
 from aiflow_router.forwarding.stream import forward_stream
 from aiflow_router.routing.course import Course
 from aiflow_router.routing.name import model_name, renamed
+from aiflow_router.routing.table import GatedPlan
 from aiflow_router.rpc.chain import forward_by, stream_by
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.inference import infer
@@ -81,9 +82,13 @@ class _Oip:
 
     async def model_infer(self, visit: Visit, request: bytes, context: Context) -> bytes:
         name = self._asked(visit, request)
-        if (course := self._table.courses.get(name)) is not None:
-            return await self._by(visit, course, request, context, inference=True)
-        plan = self._table.model(name)
+        way = self._way(name)
+        if (admission := self._front.admission).limited:
+            await admission.admit(visit, "model", name, context, size_bytes=len(request))
+            way = self._way(name)  # It may have waited for long.
+        if isinstance(way, Course):
+            return await self._by(visit, way, request, context, inference=True)
+        plan = way
         if plan.cache is not None or plan.shadow is not None:
             call = self._front.call(visit, plan, context, timeout_s=plan.timeout_s)
             answer = await infer(self._front, visit, call, plan, request)
@@ -91,6 +96,11 @@ class _Oip:
         return await self._front.forward(
             visit, plan, request, context, may_repeat=outside_a_sequence, gate=plan.gates.unary
         )
+
+    def _way(self, name: str) -> Course | GatedPlan:
+        """How calls to a model go now. Raises ModelNotFoundError, NoEndpointError."""
+        course = self._table.courses.get(name)
+        return self._table.model(name) if course is None else course
 
     async def read(self, visit: Visit, request: bytes, context: Context) -> bytes:
         """About a model, not of it: passes the gate by, as a health check must."""
@@ -178,9 +188,13 @@ class _Oip:
                 _served_by_the_pinned(name, call)
             return message
 
-        if (course := self._table.courses.get(asked)) is not None:
-            return await stream_by(self._front, visit, course, first, context, take=take)
-        plan = self._table.model(asked)
+        way = self._way(asked)
+        if (admission := self._front.admission).limited:
+            await admission.admit(visit, "model", asked, context, size_bytes=len(first))
+            way = self._way(asked)
+        if isinstance(way, Course):
+            return await stream_by(self._front, visit, way, first, context, take=take)
+        plan = way
         call = self._front.call(visit, plan, context)
         async with self._front.place(visit, plan):
             return await forward_stream(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
+from aiflow_router.identity.caller import Caller
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate, Refusal
 from aiflow_router.limits.refusal import error_of, too_late
@@ -24,6 +25,7 @@ async def take_turn(
     gate: Gate,
     name: str,
     *,
+    caller: Caller,
     priority: str,
     deadline_s: float,
     patience_s: float,
@@ -37,7 +39,13 @@ async def take_turn(
     Raises OverloadedError, DeadlineUnreachableError, DeadlineExceededError.
     """
     joined_s = clock()
-    ticket = gate.join(priority=priority, deadline_s=deadline_s, now_s=joined_s)
+    ticket = gate.join(
+        tenant=caller.tenant,
+        weight=caller.weight,
+        priority=priority,
+        deadline_s=deadline_s,
+        now_s=joined_s,
+    )
     if isinstance(ticket, Refusal):
         raise error_of(ticket, name)
     if ticket.entered:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +18,8 @@ from aiflow_router.forwarding.metadata import (
     CACHE_AGE,
     FALLBACK,
     POLICY_VERSION,
+    QUEUE_ESTIMATE,
+    QUEUE_POSITION,
     REQUEST_ID,
     SERVED_BY,
     Head,
@@ -24,6 +27,9 @@ from aiflow_router.forwarding.metadata import (
     Pairs,
 )
 from aiflow_router.identity.caller import NOBODY, Caller
+from aiflow_router.limits import units
+from aiflow_router.limits.gate import Outlook
+from aiflow_router.limits.permit import Permit
 from aiflow_router.rpc.detour import Detour
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
@@ -49,6 +55,10 @@ class Visit:
         cache: what its route's cache did: hit, miss or skip; empty where there is none.
         kept_by: who had given the answer that it got from there, as is `kept_s`, its age.
         detour: what became of it at models that it fell back from; None where there are none.
+        line: what it met where it had to wait for a limit; None where it did not.
+        permit: what it was let in with, or refused by; None where no limit matches it.
+        message_bytes: of a unary call, the request and the answer.
+        used: what it took, by unit, as the backend tells.
     """
 
     method: str
@@ -69,6 +79,10 @@ class Visit:
     cache: str = ""
     kept_by: str = ""
     kept_s: float = 0.0
+    line: Outlook | None = None
+    permit: Permit | None = None
+    message_bytes: int = 0
+    used: Mapping[str, float] = field(default_factory=lambda: units.NONE)
 
     @property
     def request_id(self) -> str:
@@ -97,6 +111,18 @@ class Visit:
         return "" if self.detour is None else ",".join(self.detour.reasons)
 
     @property
+    def sent(self) -> bool:
+        """Whether a backend may have begun to work on it."""
+        if self.call is not None and self.call.sent:
+            return True
+        return self.detour is not None and self.detour.attempts > 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its messages, once it has ended."""
+        return self.message_bytes + (0 if self.call is None else self.call.streamed_bytes)
+
+    @property
     def duration_s(self) -> float:
         return self.ended_s - self.started_s
 
@@ -111,6 +137,10 @@ class Visit:
         return max(0.0, self.duration_s - backend_s - self.queued_s)
 
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
+        if self.permit is not None:
+            metadata = (*metadata, *_left(self.permit))
+        if self.line is not None:
+            metadata = (*metadata, *queued(self.line))
         if self.detour is not None:
             metadata = (*metadata, (FALLBACK, self.fallback))
         if self.cache:
@@ -127,3 +157,21 @@ class Visit:
             (SERVED_BY, self.call.served_by()),
             (ATTEMPTS, str(self.attempts)),
         )
+
+
+def queued(line: Outlook) -> tuple[Pair, Pair]:
+    """Where it began to wait, and how long it was to take."""
+    return (QUEUE_POSITION, str(line.ahead + 1)), (QUEUE_ESTIMATE, f"{line.wait_s:.3f}")
+
+
+def _left(permit: Permit) -> Iterable[Pair]:
+    """What is left by the rule that is nearest to its limit."""
+    tightest = permit.tightest()
+    if tightest is None:
+        return ()
+    most, remaining, reset_s = tightest
+    return (
+        ("x-ratelimit-limit", str(math.floor(most))),
+        ("x-ratelimit-remaining", str(math.floor(remaining))),
+        ("x-ratelimit-reset", str(math.ceil(reset_s))),
+    )

@@ -1,4 +1,4 @@
-"""What a scrape reads of the gates: queues, limits, and calls that were shed."""
+"""What a scrape reads of gates and of the lines of limits: who waits, and calls that were shed."""
 
 from __future__ import annotations
 
@@ -35,16 +35,27 @@ class Gates(Protocol):
     def each(self) -> Iterable[Gate]: ...
 
 
-class GatesAtScrape:
-    """Reads the gates; what a model and a service of the same name have is added up."""
+class Lines(Protocol):
+    """What the scrape reads of those who wait for limits: see limits.line.Lines."""
 
-    def __init__(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
+    @property
+    def refused(self) -> Mapping[tuple[str, str, str], int]: ...
+
+    def labels(self) -> Iterable[str]: ...
+
+
+class GatesAtScrape:
+    """What a model and a service of the same name have is added up, as what waits for whatever."""
+
+    def __init__(self, gates: Callable[[], Iterable[tuple[str, Gates]]], lines: Lines) -> None:
         self._gates = gates
+        self._lines = lines
 
     def collect(self) -> Iterable[Metric]:
         depths: Count[str] = Count()
         limits: Count[str] = Count()
-        shed: Count[tuple[str, str, str]] = Count()
+        depths.update(self._lines.labels())
+        shed: Count[tuple[str, str, str]] = Count(self._lines.refused)
         watched: Count[tuple[str, str, str]] = Count()
         for name, gates in self._gates():
             if not gates.limited:
@@ -60,9 +71,10 @@ class GatesAtScrape:
         limit = GaugeMetricFamily(
             "aiflow_concurrency_limit", "Calls that may be in flight at once.", labels=("model",)
         )
-        for name in limits:
+        for name in limits.keys() | depths.keys():
             depth.add_metric((name,), depths[name])
-            limit.add_metric((name,), limits[name])
+        for name, most in limits.items():
+            limit.add_metric((name,), most)
         families: list[Metric] = [depth, limit]
         for metric, text, counts in (
             ("aiflow_shed", "Calls that did not get their turn.", shed),

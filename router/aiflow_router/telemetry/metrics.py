@@ -27,9 +27,11 @@ from aiflow_router.telemetry import policy
 from aiflow_router.telemetry.batches import BatchesAtScrape, Filled
 from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
-from aiflow_router.telemetry.gates import Gates, GatesAtScrape
+from aiflow_router.telemetry.gates import Gates, GatesAtScrape, Lines
 from aiflow_router.telemetry.histograms import Histograms
 from aiflow_router.telemetry.identity import IdentityAtScrape, Known
+from aiflow_router.telemetry.limits import LimitsAtScrape, StoreAtScrape
+from aiflow_router.telemetry.limits import Shared as SharedBuckets
 from aiflow_router.telemetry.splits import SplitsAtScrape
 
 T = TypeVar("T")
@@ -235,13 +237,33 @@ class Metrics:
             registry=self.registry,
         ).set_function(undescribed)
 
-    def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]]) -> None:
-        """`gates` gives those of each model and service, by name."""
-        self.registry.register(GatesAtScrape(gates))
+    def watch_gates(self, gates: Callable[[], Iterable[tuple[str, Gates]]], lines: Lines) -> None:
+        """`gates` gives those of each model and service, by name; `lines` are those of limits."""
+        self.registry.register(GatesAtScrape(gates, lines))
 
     def watch_caches(self, caches: Callable[[], Iterable[tuple[str, Cached]]]) -> None:
         """`caches` gives those of models whose routes have one, by name."""
         self.registry.register(CachesAtScrape(caches))
+
+    def watch_store(self, shared: SharedBuckets | None) -> None:
+        """Where the buckets of limits are; None: in this process."""
+        self.registry.register(StoreAtScrape(shared))
+
+    def watch_limits(
+        self,
+        counts: Callable[[], Mapping[tuple[str, str], int]],
+        waiting: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """`counts` gives decisions by rule and result."""
+        self.registry.register(LimitsAtScrape(counts, waiting))
+
+    def watch_quotas(self, age_s: Callable[[], float]) -> None:
+        """`age_s` gives the time since what is used of quotas was written."""
+        Gauge(
+            "aiflow_quotas_age_seconds",
+            "Since what is used of quotas was written: above 2 the database does not take it.",
+            registry=self.registry,
+        ).set_function(age_s)
 
     def watch_policy(self, in_force: Callable[[], tuple[str, str]]) -> None:
         """`in_force` gives the version, and the kind of its source."""

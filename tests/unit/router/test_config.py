@@ -67,7 +67,6 @@ def test_an_empty_file_means_the_defaults() -> None:
             "did you mean `timeout`?",
             id="an unknown key deep inside",
         ),
-        pytest.param("limits: []", "f:1:1: unknown key `limits`", id="limits are not yet there"),
         pytest.param(
             "discovery: {consul: {adress: x}}", "did you mean `address`?", id="a key of Consul"
         ),

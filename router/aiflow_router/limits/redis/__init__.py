@@ -1,0 +1,1 @@
+"""Buckets that several routers share, in a Redis or Valkey."""

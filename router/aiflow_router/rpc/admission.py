@@ -1,0 +1,206 @@
+"""Where a call is let in, or not, by the limits; and where it is settled once it has ended.
+
+Asked once a call, as soon as it is known what is asked for. A fallback, a retry, a hedge and a copy
+are parts of the call that was let in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from aiflow_router.forwarding.metadata import SESSION, UNITS
+from aiflow_router.limits import units
+from aiflow_router.limits.buckets import Buckets
+from aiflow_router.limits.exceeded import error_of
+from aiflow_router.limits.permit import Permit
+from aiflow_router.limits.rule import Ask, Rule
+from aiflow_router.limits.rules import Rules, asked, holds
+from aiflow_router.rpc.visit import Context, Visit
+from aiflow_router.rpc.waiting import Waiting
+from aiflow_sdk import errors
+
+Result = Literal["pass", "near", "over", "shadow"]
+# Of what a bucket holds: with less left it is near its limit.
+NEAR = 0.2
+
+
+class Admission:
+    """Lives in one event loop.
+
+    Attributes:
+        limited: there are rules; where there are none nobody need ask.
+        counts: decisions by rule and result, since the start.
+    """
+
+    def __init__(
+        self,
+        buckets: Buckets,
+        rules: Sequence[Rule] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        waited: Callable[[str, float], None] = lambda _label, _waited_s: None,
+    ) -> None:
+        """Args: clock: the event loop's; waited: told of each that waited its label and seconds."""
+        self.buckets = buckets
+        self.waiting = Waiting(buckets, clock=clock, waited=waited, refused=self._sent_away)
+        self._clock = clock
+        self.rules = Rules(rules)
+        self.limited = self.rules.some
+        self.counts: Counter[tuple[str, str]] = Counter()
+        # Of this process among all that share buckets.
+        self._process = secrets.token_hex(4)
+        self._number = itertools.count(1)
+        self._counted(self.rules)
+
+    def swap(self, rules: Sequence[Rule]) -> None:
+        """Lets new calls go by `rules`; those in flight are settled by the ones they had."""
+        self.rules = self.rules.after(rules)
+        self.waiting.lines.swap(self.rules.all)
+        self._counted(self.rules)
+        self.limited = self.rules.some
+
+    async def admit(
+        self,
+        visit: Visit,
+        kind: Literal["model", "service"],
+        name: str,
+        context: Context,
+        *,
+        size_bytes: int,
+    ) -> None:
+        """Lets the call in and notes its `permit`; `size_bytes` is what has come of it so far.
+
+        Raises RateLimitedError, BadInputError where it must say what it costs, and what
+        `Waiting.take` raises.
+        """
+        holder, verdict = "", None
+        while verdict is None:  # Again where the rules changed while it waited.
+            matched = self.rules.matched(visit.caller, kind, name)
+            asks = matched.asks
+            if not asks:
+                visit.permit = None
+                return
+            if matched.varies:
+                asks = asked(
+                    matched,
+                    visit.caller,
+                    name,
+                    session=_first(visit, SESSION) if matched.by_session else "",
+                    cost=_Costs(visit, size_bytes).of,
+                )
+            holder = holder or f"{self._process}.{next(self._number)}"
+            if matched.waits:
+                verdict = await self.waiting.take(visit, asks, context, holder=holder)
+            else:
+                verdict = await self.buckets.take(asks, holder=holder)
+        permit = visit.permit = Permit(asks=asks, holder=holder, verdict=verdict)
+        self._count(permit)
+        if not verdict.granted:
+            raise error_of(permit)
+
+    def settle(self, visit: Visit) -> None:
+        """Of a call that has a permit and has ended: gives back what it did not need."""
+        permit = visit.permit
+        if permit is None or not permit.verdict.granted:
+            return
+        settled: list[Ask] = []
+        costs: list[float] = []
+        for ask in permit.charged():
+            cost = _true_cost(visit, ask)
+            if cost != ask.cost or ask.rule.kind == "concurrency":
+                settled.append(ask)
+                costs.append(cost)
+        if settled:
+            self.buckets.settle(settled, costs, holder=permit.holder)
+            if len(self.waiting.lines):
+                self.waiting.lines.settled(settled, costs, self._clock())
+
+    def waits(self) -> Mapping[str, int]:
+        """How many calls wait, by rule that lets them."""
+        waiting = dict.fromkeys((rule.name for rule in self.rules.all if rule.wait), 0)
+        return {**waiting, **self.waiting.lines.waiting()}
+
+    def _sent_away(self, rule: Rule) -> None:
+        self.counts[rule.name, "over"] += 1
+
+    def _counted(self, rules: Rules) -> None:
+        """Each result of each rule is there from the start, so that a rate can be taken of it."""
+        for rule in rules.all:
+            if rule.mode != "off":
+                decided: tuple[Result, ...] = ("over",) if rule.mode == "enforce" else ("shadow",)
+                for result in ("pass", "near", *decided):
+                    self.counts[rule.name, result] += 0
+
+    def _count(self, permit: Permit) -> None:
+        granted = permit.verdict.granted
+        for ask, standing in zip(permit.asks, permit.verdict.standings, strict=True):
+            rule = ask.rule
+            if standing.wait_s:
+                self.counts[rule.name, "over" if rule.mode == "enforce" else "shadow"] += 1
+            elif granted:
+                near = standing.remaining < NEAR * holds(rule)
+                self.counts[rule.name, "near" if near else "pass"] += 1
+
+
+class _Costs:
+    """What one call costs, by rule; what it declares is read once, if a rule asks."""
+
+    def __init__(self, visit: Visit, size_bytes: int) -> None:
+        self._visit = visit
+        self._size_bytes = size_bytes
+        self._declared: Mapping[str, float] | None = None
+
+    def of(self, rule: Rule) -> float:
+        """Raises BadInputError."""
+        if rule.unit == "bytes":
+            return float(self._size_bytes)
+        if self._declared is None:
+            self._declared = declared(self._visit)
+        cost = self._declared.get(rule.unit, rule.assume)
+        if cost is not None:
+            return cost
+        if rule.mode == "shadow":
+            return 0.0
+        raise errors.BadInputError(
+            f'the limit "{rule.name}" counts {rule.unit}, and this call does not say how many it '
+            f"asks for: send metadata `{UNITS}: {rule.unit}=NUMBER`",
+            violations={UNITS: f"names no {rule.unit}"},
+        )
+
+
+def declared(visit: Visit) -> Mapping[str, float]:
+    """What the caller says that it asks for, by unit. Raises BadInputError."""
+    text = _first(visit, UNITS)
+    if not text:
+        return units.NONE
+    try:
+        return units.read(text, units.DECLARABLE)
+    except ValueError as error:
+        raise errors.BadInputError(
+            f"metadata `{UNITS}` cannot be read: {error}", violations={UNITS: str(error)}
+        ) from None
+
+
+def _first(visit: Visit, name: str) -> str:
+    return next((str(value) for found, value in visit.head.onward if found == name), "")
+
+
+def _true_cost(visit: Visit, ask: Ask) -> float:
+    """What a call that has ended was worth in the unit of the rule."""
+    answered = visit.code == "OK"
+    if not answered and not visit.sent:
+        return 0.0  # It never went anywhere.
+    unit = ask.rule.unit
+    if unit == "calls":
+        return ask.cost
+    if unit == "bytes":
+        return float(visit.size_bytes)
+    if visit.cache == "hit":
+        return 0.0  # Nobody worked on it.
+    # Who does not tell has used what was asked for.
+    return visit.used.get(unit, ask.cost)
