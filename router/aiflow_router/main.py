@@ -19,6 +19,7 @@ from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
 from aiflow_router.explaining.explainer import Explainer
+from aiflow_router.explaining.limits import Limits
 from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
@@ -336,9 +337,15 @@ def _explaining(
         kinds=kinds,
         clock=CLOCK,
     )
+    admission = front.admission
+    limits = Limits(
+        rules=lambda: admission.rules, buckets=admission.buckets, waiting=admission.waits
+    )
     if shared is None:
-        return explain.handlers(front, explainer=explainer, journal=journal)
-    return explain.shared(front, explainer=explainer, owner=shared.owner, worker=shared.name)
+        return explain.handlers(front, explainer=explainer, limits=limits, journal=journal)
+    return explain.shared(
+        front, explainer=explainer, limits=limits, owner=shared.owner, worker=shared.name
+    )
 
 
 def _follow_policies(
