@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from aiflow_router.explaining.explanation import Explanation, LimitView, Question, Refused
+from aiflow_router.explaining.policy import seconds
 from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.exceeded import error_of, said
 from aiflow_router.limits.permit import Permit
@@ -67,9 +68,8 @@ class Limits:
         error = error_of(Permit(asks=asks, holder="", verdict=verdict))
         short = [view for view in views if view.wait_s and not view.shadow]
         if all(view.waits and view.wait_s < math.inf for view in short):
-            first = (
-                f"waits for the limit {error.rule}, {max(v.wait_s for v in short):.3g} s at least"
-            )
+            wait_s = max(view.wait_s for view in short)
+            first = f'waits for the limit "{error.rule}", {seconds(wait_s)} at least'
             return replace(told, verdict=f"{first}; then {told.verdict}")
         refused = Refused(when=f"such a call of {error.subject} now", error=error)
         return replace(told, verdict=f"refused: {error}", refused=(refused, *told.refused))
