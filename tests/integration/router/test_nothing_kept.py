@@ -60,6 +60,10 @@ ROUTES = """routes:
   - {match: {model: copied}, shadow: {to: failing, percent: 100}}
   - {match: {model: copied-failing}, shadow: {to: m, percent: 100}}
   - {match: {model: copied-slow}, shadow: {to: m, percent: 100}}
+limits:
+  - {name: quick, match: {model: paced}, rate: 200/s, burst: 1, wait: true}
+  - {name: one, match: {model: one}, concurrency: 1, wait: true, queue: 2}
+  - {name: seldom, match: {model: seldom}, rate: 1/h, wait: true}
 """
 
 
@@ -75,6 +79,21 @@ async def joined(to: Mesh, request: bytes) -> None:
     await asyncio.gather(
         *(unary(to, INFER, request, timeout_s=0.05) for _ in range(2)), return_exceptions=True
     )
+
+
+async def three(to: Mesh, model: str) -> None:
+    """At once; of those that are not answered the time is up soon."""
+    calls = (unary(to, INFER, infer(model), timeout_s=1.05) for _ in range(3))
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def left(to: Mesh) -> None:
+    """One waits for another, and both are cancelled."""
+    calls = [to.channel.unary_unary(INFER)(infer("one")) for _ in range(2)]
+    await until(lambda: to.inflight() == 2)
+    for call in calls:
+        call.cancel()
+    await until(lambda: to.inflight() == 0)
 
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -101,6 +120,9 @@ ENDS: dict[str, Callable[[Mesh], Awaitable[None]]] = {
     "refused by all of a chain": lambda to: unary(to, INFER, infer("lost")),
     "refused by a split's side": lambda to: unary(to, INFER, infer("split")),
     "cancelled in a fallback": lambda to: cancelled(to, INFER, infer("routed to slow")),
+    "answered after it waited for a limit": lambda to: three(to, "paced"),
+    "sent away from the line of a limit": lambda to: three(to, "seldom"),
+    "cancelled in the line of a limit": left,
     "a stream that fell back": lambda to: stream(to, infer("nowhere")),
 }
 
@@ -111,6 +133,7 @@ BACKENDS = {
     "copied-failing": fail,
     "busy": busy,
     "slow": slow,
+    "one": slow,
     "kept-slow": slow,
     "copied-slow": slow,
 }
@@ -134,7 +157,7 @@ async def test_a_call_that_has_ended_keeps_nothing(end: Callable[[Mesh], Awaitab
         )
         to = await stack.enter_async_context(mesh(ROUTES))
         await to.register(echoing.address)
-        for model in ("m", "kept", "copied"):
+        for model in ("m", "kept", "copied", "paced", "seldom"):
             await to.register(echoing.address, models=(model,), services=(), backend=model)
         for model, handle in BACKENDS.items():
             server = await stack.enter_async_context(backend(ModelInfer=handle))
