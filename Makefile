@@ -8,7 +8,7 @@ OUT ?= out/demo
 # pip's many lines as one that moves on.
 COUNT := awk '/^Collecting/ {printf "\r\033[K    %d packages, now %s", ++n, $$2; fflush()} END {if (n) print ""}'
 
-.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload bench-discovery bench-policy drill soak protos constraints clean
+.PHONY: help setup fetch demo up test lint format bench bench-balance bench-router bench-workers bench-overload bench-discovery bench-limits bench-policy drill soak protos constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-discovery: $(READY) ## measure how soon Consul's news reaches callers, ove
 
 bench-policy: $(READY) ## measure how long a change of 1,000 routes holds the calls up
 	$(BIN)/python benchmarks/policy.py
+
+bench-limits: $(READY) ## measure what limits cost, how exact and fair they are, and if the ledger adds up
+	$(BIN)/python benchmarks/limits.py
 
 bench-overload: $(READY) ## measure what a limit saves of an overloaded backend
 	$(BIN)/python benchmarks/overload.py

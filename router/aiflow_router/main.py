@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc.aio
 import structlog
 from aiohttp import web
 
-from aiflow_router import parts
-from aiflow_router.balancing.census import Census
-from aiflow_router.balancing.load import Loads
+from aiflow_router import parts, services, storing
 from aiflow_router.catalog import consul
-from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
-from aiflow_router.explaining.explainer import Explainer
-from aiflow_router.forwarding.batches import Batches
-from aiflow_router.forwarding.kinds import Kinds
-from aiflow_router.forwarding.link import Links
-from aiflow_router.identity.directory import Directory
 from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.redis.buckets import RedisBuckets
-from aiflow_router.parts import CLOCK
+from aiflow_router.parts import Parts
 from aiflow_router.policy.edition import Edition
-from aiflow_router.policy.guards import Changing, Guards
-from aiflow_router.policy.keeping import Watched, keeping, of_the_file
-from aiflow_router.policy.policies import Policies
-from aiflow_router.routing.table import Table
-from aiflow_router.rpc import (
-    explain,
-    health,
-    http,
-    inside,
-    listener,
-    oip,
-    policy,
-    reflection,
-    registry,
-)
-from aiflow_router.rpc.admission import Admission
+from aiflow_router.policy.keeping import Watched
+from aiflow_router.rpc import health, http, inside, listener, oip, reflection, usage
 from aiflow_router.rpc.door import Door
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.server import grpc_server, listen_grpc, listen_http, listen_inside
 from aiflow_router.rpc.uploads import LOOK_EVERY_S as UPLOADS_EVERY_S
-from aiflow_router.rpc.watch import Closing, Relays, Watchers
 from aiflow_router.running import Router, Shared
+from aiflow_router.tasks import beside
 from aiflow_router.telemetry.access import to_stderr
 from aiflow_router.telemetry.grpc_log import leave_out_callers_bytes
-from aiflow_router.telemetry.journal import Journal
 from aiflow_router.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -78,68 +53,29 @@ async def serving(
     Raises AddressInUseError, CertificateError, StorageError, and ConsulRefusedError where files for
     TLS to Consul cannot be used.
     """
-    config = config or Config()
     leave_out_callers_bytes()
-    metrics = Metrics()
-    journal = Journal(metrics=metrics, write=access_write)
-    catalog: Catalog | Mirror = parts.catalog(config) if shared is None else shared.mirror
-    loads = Loads(clock=CLOCK, slow_start_s=config.slow_start)
-    links = Links(max_message_bytes=config.listen.max_message_bytes())
-    kinds = Kinds(links=links)
-    policies = _policies(config, metrics, watched) if shared is None else shared.policies
-    batches = Batches(links=links, loads=loads, models=policies.current.batched)
-    outliers = parts.outliers(config, loads=loads, metrics=metrics)
-    guards, identity = Guards(), parts.identity(config, metrics)
-    table = parts.table(config, policies, loads=loads, metrics=metrics, guards=guards)
-    admission = parts.admission(config, policies, metrics=metrics)
-    front = parts.front(
-        config,
-        admission=admission,
-        table=table,
-        links=links,
-        outliers=outliers,
-        journal=journal,
-        metrics=metrics,
-        keys=identity.keys,
-    )
-    healths = health.Health(table=table)
-    census = Census(catalog=catalog, loads=loads, panics=table.panics)
-    metrics.watch(census, undescribed=kinds.pending)
-    # In this order: the table reads loads, health reads the table. Links go last, so that a
-    # channel closes only when no plan names its address any more and nobody asks it anything.
-    _follow_policies(
-        policies,
-        table=table,
-        admission=admission,
-        batches=batches,
-        healths=healths,
-        metrics=metrics,
-        keeps=config.storage is not None or config.redis is not None,
-    )
-    for follower in (loads, table, healths, kinds, batches, links):
-        catalog.follow(follower.follow)
+    made = parts.made(config or Config(), write=access_write, watched=watched, shared=shared)
+    config, front = made.config, made.front
+    _follow(made)
 
     async with AsyncExitStack() as stack:
         # Closed last of all: whatever ends may still have something to write.
-        engine = await stack.enter_async_context(
-            parts.storage(config, first=shared is None, identity=identity)
-        )
-        await stack.enter_async_context(parts.quotas(admission, engine, metrics))
-        stack.callback(journal.settle)
-        for close in (links.close, kinds.close, batches.close, front.shadows.close):
+        engine = await stack.enter_async_context(storing.everything(made, first=shared is None))
+        stack.callback(made.journal.settle)
+        for close in (made.links.close, made.kinds.close, made.batches.close, front.shadows.close):
             stack.push_async_callback(close)
-        _started(stack, outliers.run())
+        await stack.enter_async_context(beside(made.outliers.run(), "judging outliers"))
         if config.health.active:
-            _started(stack, parts.checks(config, links=links, loads=loads, metrics=metrics).run())
-        await _sharing(stack, admission.buckets, metrics)
-        stack.callback(catalog.close)
-        discovery = await _discovered(stack, config, catalog, metrics)
-        await catalog.settled()
-        watchers, registering = _registering(front, catalog, census, loads, shared)
+            await stack.enter_async_context(beside(parts.checks(made).run(), "checking health"))
+        await _sharing(stack, front.admission.buckets, made.metrics)
+        stack.callback(made.catalog.close)
+        discovery = await _discovered(stack, made)
+        await made.catalog.settled()
+        watchers, registering = services.registering(made, shared)
         policy_watchers, administering, changing = await stack.enter_async_context(
-            _administering(front, policies, config=config, watched=watched, shared=shared)
+            services.administering(made, watched=watched, shared=shared)
         )
-        _started(stack, guards.run(changing))
+        await stack.enter_async_context(beside(made.guards.run(changing), "writing stops"))
         server = grpc_server(config.listen, shared=shared is not None)
         door = Door(
             front,
@@ -147,54 +83,39 @@ async def serving(
                 **oip.handlers(front),
                 **registering,
                 **administering,
+                **services.tenants(made, engine, shared),
+                **usage.handlers(front, engine, front.admission.payments.ledger),
+                **services.explaining(made, shared),
                 **reflection.handlers(front),
-                **_explaining(
-                    front,
-                    catalog=catalog,
-                    loads=loads,
-                    kinds=kinds,
-                    journal=journal,
-                    shared=shared,
-                ),
             },
-            kinds=kinds,
+            kinds=made.kinds,
             elsewhere=frozenset({health.SERVICE}),
         )
-        server.add_generic_rpc_handlers((door, health.handler(healths)))
+        server.add_generic_rpc_handlers((door, health.handler(made.healths)))
         grpc_address = listen_grpc(server, config.listen)
-
         stack.push_async_callback(_stopped, server, front)
-        app = _application(front, census=census, discovery=discovery, metrics=metrics)
+        app = _application(made, discovery)
         if shared is None:
             http_address = await listen_http(stack, app, config.listen.http)
         else:
             port = int(grpc_address.rpartition(":")[2])
-            http_address = await _listen_inside(
-                stack,
-                app,
-                shared,
-                port=port,
-                census=census,
-                loads=loads,
-                journal=journal,
-                metrics=metrics,
-                directory=identity.directory,
-            )
+            http_address = await _listen_inside(stack, app, made, shared, port=port)
         await server.start()
-        _started(stack, front.uploads.watch(every_s=UPLOADS_EVERY_S))
+        watching = front.uploads.watch(every_s=UPLOADS_EVERY_S)
+        await stack.enter_async_context(beside(watching, "ending slow uploads"))
         yield Router(
             grpc_address=grpc_address,
             http_address=http_address,
             config=config,
             front=front,
-            health=healths,
-            view=catalog,
-            kinds=kinds,
-            batches=batches,
+            health=made.healths,
+            view=made.catalog,
+            kinds=made.kinds,
+            batches=made.batches,
             watchers=(watchers, policy_watchers),
-            policies=policies,
-            metrics=metrics,
-            directory=identity.directory,
+            policies=made.policies,
+            metrics=made.metrics,
+            directory=made.identity.directory,
             engine=engine,
         )
 
@@ -204,34 +125,15 @@ async def _stopped(server: grpc.aio.Server, front: Front) -> None:
     await server.stop(LAST_ANSWERS_S if front.draining else None)
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
-
-
-def _started(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
-    """Runs until the stack unwinds."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_report)
-    stack.push_async_callback(_cancelled, task)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a task of the router that should never end did", exc_info=error)
-
-
-def _application(
-    front: Front, *, census: Census, discovery: consul.Discovery | None, metrics: Metrics
-) -> web.Application:
+def _application(made: Parts, discovery: consul.Discovery | None) -> web.Application:
     async def text() -> bytes:
-        return metrics.text()
+        return made.metrics.text()
 
     return http.application(
-        ready=lambda: not front.leaving,
+        ready=lambda: not made.front.leaving,
         known=lambda: discovery is None or discovery.known,
         report=lambda: {
-            **census.served(),
+            **made.census.served(),
             **({} if discovery is None else {"discovery": discovery.report()}),
         },
         metrics=text,
@@ -239,28 +141,19 @@ def _application(
 
 
 async def _listen_inside(
-    stack: AsyncExitStack,
-    app: web.Application,
-    shared: Shared,
-    *,
-    port: int,
-    census: Census,
-    loads: Loads,
-    journal: Journal,
-    metrics: Metrics,
-    directory: Directory | None,
+    stack: AsyncExitStack, app: web.Application, made: Parts, shared: Shared, *, port: int
 ) -> str:
     """The HTTP side of a process that has a supervisor."""
     listener.end_steering(port)  # Of one that was killed.
-    metrics.mirrors(shared.following, shared.lost)
+    made.metrics.mirrors(shared.following, shared.lost)
     inside.add_routes(
         app,
         mirror=shared.mirror,
         policies=shared.policies,
-        directory=directory,
-        census=census,
-        loads=loads,
-        journal=journal,
+        directory=made.identity.directory,
+        census=made.census,
+        loads=made.loads,
+        journal=made.journal,
         stop_listening=lambda index, of: listener.stop_listening(port, index=index, of=of),
         end_steering=lambda: listener.end_steering(port),
         leave=shared.leave,
@@ -268,16 +161,13 @@ async def _listen_inside(
     return await listen_inside(stack, app, shared.http)
 
 
-async def _discovered(
-    stack: AsyncExitStack, config: Config, catalog: Catalog | Mirror, metrics: Metrics
-) -> consul.Discovery | None:
+async def _discovered(stack: AsyncExitStack, made: Parts) -> consul.Discovery | None:
     """What feeds this process's own catalog, where something does."""
-    if isinstance(catalog, Mirror) or config.discovery.consul is None:
+    catalog, settings = made.catalog, made.config.discovery.consul
+    if isinstance(catalog, Mirror) or settings is None:
         return None
-    discovery = await stack.enter_async_context(
-        consul.discovering(config.discovery.consul.settings(), catalog)
-    )
-    metrics.discovers(discovery)
+    discovery = await stack.enter_async_context(consul.discovering(settings.settings(), catalog))
+    made.metrics.discovers(discovery)
     return discovery
 
 
@@ -287,71 +177,17 @@ async def _sharing(stack: AsyncExitStack, buckets: Buckets, metrics: Metrics) ->
         metrics.watch_store(None)
         return
     metrics.watch_store(buckets)
-    _started(stack, buckets.run())
+    await stack.enter_async_context(beside(buckets.run(), "asking Redis for limits"))
     stack.push_async_callback(buckets.leave)
     await buckets.link.tried()
 
 
-def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:
-    origin = "" if watched is None else str(watched.path)
-    first = of_the_file(config, origin=origin, since_s=time.time())
-    return Policies(first, refused=metrics.load_error)
-
-
-def _registering(
-    front: Front,
-    catalog: Catalog | Mirror,
-    census: Census,
-    loads: Loads,
-    shared: Shared | None,
-) -> tuple[Watchers | Relays, registry.Handlers]:
-    """Who watches, and the handlers of RegistryService: its own, or its owner's passed on."""
-    if isinstance(catalog, Mirror):
-        assert shared is not None  # noqa: S101 - a mirror is somebody's
-        relays = Relays(shared.owner, registry.WATCH)
-        return relays, registry.relayed(front, owner=shared.owner, relays=relays)
-
-    async def seen() -> registry.Seen:
-        return lambda endpoint: (census.state(endpoint), loads[endpoint].inflight)
-
-    watchers = Watchers()
-    catalog.follow(watchers.follow)
-    own = registry.Registry(catalog=catalog, seen=seen, shown=catalog.shown)
-    return watchers, registry.handlers(front, registry=own, watchers=watchers)
-
-
-def _explaining(
-    front: Front,
-    *,
-    catalog: Catalog | Mirror,
-    loads: Loads,
-    kinds: Kinds,
-    journal: Journal,
-    shared: Shared | None,
-) -> registry.Handlers:
-    explainer = Explainer(
-        table=front.table,
-        snapshot=lambda: catalog.snapshot,
-        loads=loads,
-        kinds=kinds,
-        clock=CLOCK,
-    )
-    if shared is None:
-        return explain.handlers(front, explainer=explainer, journal=journal)
-    return explain.shared(front, explainer=explainer, owner=shared.owner, worker=shared.name)
-
-
-def _follow_policies(
-    policies: Policies,
-    *,
-    table: Table,
-    admission: Admission,
-    batches: Batches,
-    healths: health.Health,
-    metrics: Metrics,
-    keeps: bool,
-) -> None:
-    """Lets calls go by the policy that is in force, and tells which it is."""
+def _follow(made: Parts) -> None:
+    """Lets calls go by what is in the catalog and in the policy, and tells what that is."""
+    config, metrics, policies = made.config, made.metrics, made.policies
+    admission, table, batches = made.front.admission, made.front.table, made.batches
+    keeps = config.storage is not None or config.redis is not None
+    metrics.watch(made.census, undescribed=made.kinds.pending)
     metrics.watch_gates(table.gates, admission.waiting.lines)
     metrics.watch_limits(lambda: admission.counts, admission.waits)
     metrics.watch_caches(table.caches)
@@ -361,32 +197,14 @@ def _follow_policies(
 
     async def put(found: Edition) -> None:
         await table.swap(found.policies)
-        admission.swap(found.rules)
-        parts.warn_of_quotas(found.rules, kept=keeps)
+        admission.swap(found.rules, found.policies)
+        storing.warn_of_quotas(found.rules, kept=keeps)
         await batches.change(found.batched)
-        healths.policy_changed()
+        made.healths.policy_changed()
 
-    parts.warn_of_quotas(policies.current.rules, kept=keeps)
+    storing.warn_of_quotas(policies.current.rules, kept=keeps)
     policies.follow(put)
-
-
-@asynccontextmanager
-async def _administering(
-    front: Front,
-    policies: Policies,
-    *,
-    config: Config,
-    watched: Watched | None,
-    shared: Shared | None,
-) -> AsyncIterator[tuple[Closing, registry.Handlers, Changing]]:
-    """Who watches, the handlers of PolicyService, and its desk: its own, or its owner's."""
-    if shared is not None:
-        relays = Relays(shared.owner, policy.WATCH)
-        handlers = policy.relayed(front, owner=shared.owner, relays=relays)
-        yield relays, handlers, policy.OwnersDesk(shared.owner)
-        return
-    async with keeping(policies, running=lambda: config, watched=watched) as kept:
-        if (store := kept.store) is not None:
-            front.metrics.watch_policy_store(lambda: store.age_s)
-        service = policy.Service(kept.desk)
-        yield service, policy.handlers(front, service=service), kept.desk
+    # In this order: the table reads loads, health reads the table. Links go last, so that a
+    # channel closes only when no plan names its address any more and nobody asks it anything.
+    for follower in (made.loads, table, made.healths, made.kinds, batches, made.links):
+        made.catalog.follow(follower.follow)

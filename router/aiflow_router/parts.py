@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from aiflow_router.balancing.census import Census
 from aiflow_router.balancing.ejection import Outliers
 from aiflow_router.balancing.load import Loads
 from aiflow_router.balancing.pool import Preference
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.leases import Leases
+from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
+from aiflow_router.forwarding.batches import Batches
 from aiflow_router.forwarding.health_check import HealthChecks
+from aiflow_router.forwarding.kinds import Kinds
 from aiflow_router.forwarding.link import Links
 from aiflow_router.forwarding.sender import Sender
-from aiflow_router.identity import first_key
 from aiflow_router.identity.directory import Directory
 from aiflow_router.identity.jwks import JwksFile
-from aiflow_router.identity.keeping import keeping
 from aiflow_router.identity.keys import Keys, Source
 from aiflow_router.identity.tokens import Tokens
-from aiflow_router.limits import kept_quotas
 from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.redis.buckets import RedisBuckets
-from aiflow_router.limits.rule import Rule
 from aiflow_router.policy.guards import Guards
+from aiflow_router.policy.keeping import Watched, of_the_file
 from aiflow_router.policy.policies import Policies
 from aiflow_router.routing.guard import Stop
 from aiflow_router.routing.split import OnStop
 from aiflow_router.routing.table import Policy, Table
 from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.front import Front
+from aiflow_router.rpc.health import Health
+from aiflow_router.rpc.payment import Payments
 from aiflow_router.rpc.shadow import Shadows
-from aiflow_router.storage.database import opened
+from aiflow_router.running import Shared
 from aiflow_router.telemetry.journal import Journal
 from aiflow_router.telemetry.metrics import Metrics
 
@@ -57,23 +58,13 @@ def catalog(config: Config) -> Catalog:
     )
 
 
-def outliers(config: Config, *, loads: Loads, metrics: Metrics) -> Outliers:
+def _outliers(config: Config, *, loads: Loads, metrics: Metrics) -> Outliers:
     shadow = config.ejection.mode == "shadow"
     ejections = metrics.would_eject if shadow else metrics.ejected
     return Outliers(
         config.ejection.policy(),
         loads=loads,
         count=lambda backend, reason: ejections(backend, reason)(),
-    )
-
-
-def checks(config: Config, *, links: Links, loads: Loads, metrics: Metrics) -> HealthChecks:
-    return HealthChecks(
-        config.health.policy(),
-        links=links,
-        loads=loads,
-        count=lambda backend, result: metrics.checked(backend, result)(),
-        count_shadow=lambda backend, reason: metrics.would_fail(backend, reason)(),
     )
 
 
@@ -92,7 +83,7 @@ def _stops(metrics: Metrics, guards: Guards) -> OnStop:
     return told
 
 
-def table(
+def _table(
     config: Config, policies: Policies, *, loads: Loads, metrics: Metrics, guards: Guards
 ) -> Table:
     return Table(
@@ -119,42 +110,17 @@ def _buckets(config: Config) -> Buckets:
     )
 
 
-def admission(config: Config, policies: Policies, *, metrics: Metrics) -> Admission:
+def _admission(config: Config, policies: Policies, *, metrics: Metrics) -> Admission:
     return Admission(
         _buckets(config),
         policies.current.rules,
+        payments=Payments(policies.current.policies),
         clock=CLOCK,
         waited=lambda label, waited_s: metrics.queue_wait(label)(waited_s),
     )
 
 
-@asynccontextmanager
-async def quotas(
-    admission: Admission, engine: AsyncEngine | None, metrics: Metrics
-) -> AsyncIterator[None]:
-    """Keeps what is used of quotas until the block ends, where there is a database for it.
-
-    Raises StorageError.
-    """
-    if engine is None or not isinstance(admission.buckets, Memory):
-        yield
-        return
-    async with kept_quotas.keeping(admission.buckets, engine) as kept:
-        metrics.watch_quotas(kept.age_s)
-        yield
-
-
-def warn_of_quotas(rules: Iterable[Rule], *, kept: bool) -> None:
-    """Says which quotas begin anew with each start of the router, for nothing keeps them."""
-    lost = [rule.name for rule in rules if rule.kind in ("day", "month") and rule.mode != "off"]
-    if lost and not kept:
-        _log.warning(
-            "these quotas begin anew when the router does: set `storage` to have them kept",
-            limits=lost,
-        )
-
-
-def front(
+def _front(
     config: Config,
     *,
     admission: Admission,
@@ -195,7 +161,7 @@ class Identity:
     jwks: JwksFile | None
 
 
-def identity(config: Config, metrics: Metrics) -> Identity:
+def _identity(config: Config, metrics: Metrics) -> Identity:
     """Knows the keys of the file, and those of the database once `storage` is open."""
     auth = config.auth
     directory = jwks = None
@@ -215,26 +181,86 @@ def identity(config: Config, metrics: Metrics) -> Identity:
     return Identity(keys=keys, directory=directory, jwks=jwks)
 
 
-@asynccontextmanager
-async def storage(
-    config: Config, *, first: bool, identity: Identity | None = None
-) -> AsyncIterator[AsyncEngine | None]:
-    """The database until the block ends, None where there is none. Raises StorageError.
+def _policies(config: Config, metrics: Metrics, watched: Watched | None) -> Policies:
+    origin = "" if watched is None else str(watched.path)
+    first = of_the_file(config, origin=origin, since_s=time.time())
+    return Policies(first, refused=metrics.load_error)
 
-    Args:
-        config: the router's.
-        first: sees to it that there is an admin's key: one of several processes does.
-        identity: is kept as the database is.
-    """
-    if config.storage is None:
-        yield None
-        return
-    async with opened(config.storage.url) as engine:
-        if first:
-            file = config.auth.admin_key_file
-            await first_key.make(engine, Path(file) if file else first_key.default_path(engine))
-        if identity is None or identity.directory is None:
-            yield engine
-            return
-        async with keeping(identity.directory, engine, jwks=identity.jwks):
-            yield engine
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All that a router is made of, before it runs."""
+
+    config: Config
+    metrics: Metrics
+    journal: Journal
+    catalog: Catalog | Mirror
+    loads: Loads
+    links: Links
+    kinds: Kinds
+    policies: Policies
+    batches: Batches
+    outliers: Outliers
+    guards: Guards
+    identity: Identity
+    front: Front
+    healths: Health
+    census: Census
+
+
+def made(
+    config: Config,
+    *,
+    write: Callable[[bytes], object],
+    watched: Watched | None,
+    shared: Shared | None,
+) -> Parts:
+    """The parts; `write` takes the lines of the access log, and of `shared` is what others own."""
+    metrics, guards = Metrics(), Guards()
+    journal = Journal(metrics=metrics, write=write)
+    loads = Loads(clock=CLOCK, slow_start_s=config.slow_start)
+    links = Links(max_message_bytes=config.listen.max_message_bytes())
+    policies = _policies(config, metrics, watched) if shared is None else shared.policies
+    outliers = _outliers(config, loads=loads, metrics=metrics)
+    table = _table(config, policies, loads=loads, metrics=metrics, guards=guards)
+    identity = _identity(config, metrics)
+    front = _front(
+        config,
+        admission=_admission(config, policies, metrics=metrics),
+        table=table,
+        links=links,
+        outliers=outliers,
+        journal=journal,
+        metrics=metrics,
+        keys=identity.keys,
+    )
+    found = catalog(config) if shared is None else shared.mirror
+    return Parts(
+        config=config,
+        metrics=metrics,
+        journal=journal,
+        catalog=found,
+        loads=loads,
+        links=links,
+        kinds=Kinds(links=links),
+        policies=policies,
+        batches=Batches(links=links, loads=loads, models=policies.current.batched),
+        outliers=outliers,
+        guards=guards,
+        identity=identity,
+        front=front,
+        healths=Health(table=table),
+        census=Census(catalog=found, loads=loads, panics=table.panics),
+    )
+
+
+def checks(made: Parts) -> HealthChecks:
+    """Looks after the endpoints while it runs."""
+    metrics = made.metrics
+    return HealthChecks(
+        made.config.health.policy(),
+        links=made.links,
+        loads=made.loads,
+        count=lambda backend, result: metrics.checked(backend, result)(),
+        count_shadow=lambda backend, reason: metrics.would_fail(backend, reason)(),
+    )

@@ -6,6 +6,7 @@
     ├── NotFoundError               a name that nothing answers to
     │   ├── ModelNotFoundError
     │   └── ServiceNotFoundError
+    ├── AlreadyExistsError          what was to be made is there
     ├── AuthenticationError         no key, or one that is not known
     ├── PermissionDeniedError       a known key without the right
     ├── RateLimitedError            over a limit or a quota: `rule` says which
@@ -92,6 +93,11 @@ class ModelNotFoundError(NotFoundError):
 class ServiceNotFoundError(NotFoundError):
     default_code = "UNIMPLEMENTED"
     default_reason = "SERVICE_NOT_FOUND"
+
+
+class AlreadyExistsError(AiflowError):
+    default_code = "ALREADY_EXISTS"
+    default_reason = "ALREADY_EXISTS"
 
 
 class AuthenticationError(AiflowError):

@@ -47,6 +47,7 @@ _CLASS_BY_CODE: dict[str, type[errors.AiflowError]] = {
     "OUT_OF_RANGE": errors.BadInputError,
     "NOT_FOUND": errors.NotFoundError,
     "UNIMPLEMENTED": errors.ServiceNotFoundError,
+    "ALREADY_EXISTS": errors.AlreadyExistsError,
     "UNAUTHENTICATED": errors.AuthenticationError,
     "PERMISSION_DENIED": errors.PermissionDeniedError,
     "RESOURCE_EXHAUSTED": errors.RateLimitedError,

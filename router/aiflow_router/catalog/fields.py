@@ -17,6 +17,8 @@ OWN_SERVICES = frozenset(
     {
         "aiflow.admin.v1.ExplainService",
         "aiflow.admin.v1.PolicyService",
+        "aiflow.admin.v1.TenancyService",
+        "aiflow.admin.v1.UsageService",
         "aiflow.registry.v1.RegistryService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",

@@ -75,4 +75,8 @@ class Config(Section):
 
     def ground(self) -> Ground:
         """What a policy has to stand on here."""
-        return Ground(workers=self.listen.workers, redis=self.redis is not None)
+        return Ground(
+            workers=self.listen.workers,
+            redis=self.redis is not None,
+            storage=self.storage is not None,
+        )

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from aiflow_router.config import limits, routes
+from aiflow_router.config import limits, prices, routes
 from aiflow_router.config.config import Config
 from aiflow_router.config.discovery import Consul, Embedded
 from aiflow_router.config.limits import Ground
@@ -101,9 +101,10 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
 def _between(found: Config | PolicyDocument, running: Config | None) -> Iterator[routes.Problem]:
     """What is wrong between parts that are right by themselves, for a router that runs by that."""
     servable = _servable(running)
-    ground = Ground(redis=True) if running is None else running.ground()
+    ground = Ground(redis=True, storage=True) if running is None else running.ground()
     yield from routes.check(found.routes, servable=servable)
     yield from limits.check(found.limits, ground=ground, servable=servable)
+    yield from prices.check(found.routes, ground=ground)
 
 
 def _servable(running: Config | None) -> frozenset[str] | None:

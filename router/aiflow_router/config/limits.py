@@ -20,10 +20,12 @@ class Ground:
     Attributes:
         workers: processes that share its address.
         redis: buckets are there, so that all processes share them.
+        storage: there is a database, which has the credits.
     """
 
     workers: int = 1
     redis: bool = False
+    storage: bool = False
 
 
 def check(

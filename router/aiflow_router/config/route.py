@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from aiflow_router.config.cache import Cache
 from aiflow_router.config.fallback import Fallback
+from aiflow_router.config.price import Price, of_a_call
 from aiflow_router.config.shadow import Shadow
 from aiflow_router.config.split import Split
 from aiflow_router.config.values import (
@@ -163,6 +164,8 @@ class Route(Section):
     shadow: Shadow | None = None
     split: Split | None = None
     fallback: Fallback | None = None
+    # In credits, which need `storage`; None: calls are free.
+    price: Annotated[Price | None, BeforeValidator(of_a_call)] = None
 
     @model_validator(mode="after")
     def _courses(self) -> Route:
@@ -196,6 +199,7 @@ class Route(Section):
             fallback=None if self.fallback is None else self.fallback.record(),
             cache=None if self.cache is None else self.cache.rule(),
             shadow=None if self.shadow is None else self.shadow.rule(),
+            price=None if self.price is None else self.price.record(),
         )
 
     @model_validator(mode="after")

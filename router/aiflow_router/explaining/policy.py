@@ -199,6 +199,13 @@ def _shadow(subject: Subject) -> str:
     )
 
 
+def _price(subject: Subject) -> str:
+    price = subject.policy.price
+    if price is None:
+        return "none"
+    return f"{price.said()}; held before the call, paid when it is answered"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Topic:
     """`part` is the part of the policy it speaks of, to tell whether that is the default."""
@@ -217,6 +224,7 @@ TOPICS: Mapping[str, _Topic] = {
     "fallback": _Topic(says=_fallback, part=lambda policy: policy.fallback),
     "cache": _Topic(says=_cache, part=lambda policy: policy.cache),
     "shadow": _Topic(says=_shadow, part=lambda policy: policy.shadow),
+    "price": _Topic(says=_price, part=lambda policy: policy.price),
 }
 
 

@@ -27,6 +27,7 @@ class Call:
         tried: endpoints that will not be tried again.
         backend_s: time spent waiting for backends.
         streamed_bytes: of a stream that has ended, in both directions.
+        answers: messages of it that came from the backend.
         sent: a backend may have begun to work on it.
         most: endpoints that may be tried; None: as many as the plan says.
         paid_by: the budget that its retries are taken from; None: the plan's.
@@ -45,6 +46,7 @@ class Call:
     tried: list[Load] = field(default_factory=list)
     backend_s: float = 0.0
     streamed_bytes: int = 0
+    answers: int = 0
     sent_s: float = 0.0
     because: str = ""
     notes: list[Note] | None = None

@@ -29,6 +29,8 @@ CACHE_AGE = "x-aiflow-cache-age"
 # What a call asks for, from its caller; and what it took, from the backend and on to the caller.
 UNITS = "x-aiflow-units"
 USED = "x-aiflow-used"
+# To the caller: what the call has paid.
+CREDITS = "x-aiflow-credits"
 # To the caller: which it was in the line of a limit, and for how many seconds it was to wait.
 QUEUE_POSITION = "x-aiflow-queue-position"
 QUEUE_ESTIMATE = "x-aiflow-queue-estimate"

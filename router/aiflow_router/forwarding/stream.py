@@ -98,6 +98,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
         now_s = sender.clock()
         call.backend_s += now_s - sent_s
         call.streamed_bytes += received_bytes + up.sent_bytes
+        call.answers += received
         took_s = 0.0 if received else up.waited_s(now_s)
         measured = received and outcome == "OK"
         sender.release(call, link, outcome=outcome, took_s=None if measured else took_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
@@ -14,6 +14,7 @@ from aiflow_router.identity.directory import Directory
 from aiflow_router.identity.following import Following
 from aiflow_router.identity.jwks import JwksFile
 from aiflow_router.storage.database import StorageError
+from aiflow_router.tasks import begun, ended
 
 _log = structlog.get_logger(__name__)
 
@@ -34,26 +35,13 @@ async def keeping(
     works = [following.run(), following.hear(), following.write_used()]
     if jwks is not None:
         works.append(jwks.run())
-    tasks = [_begun(work) for work in works]
+    tasks = [begun(work, "following changes of keys") for work in works]
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        _, late = await asyncio.wait(tasks, timeout=END_WITHIN_S)
+        in_time = await ended(*tasks, within_s=END_WITHIN_S)
         try:
-            async with asyncio.timeout(0 if late else END_WITHIN_S):
+            async with asyncio.timeout(END_WITHIN_S if in_time else 0):
                 await following.settle()
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             _log.warning("when keys were last used is not written", why=str(error))
-
-
-def _begun(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-    task = asyncio.create_task(work)
-    task.add_done_callback(_report)
-    return task
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("changes of keys are not followed any more", exc_info=error)

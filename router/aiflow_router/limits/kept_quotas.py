@@ -24,6 +24,7 @@ from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.quota import Quota, period_of
 from aiflow_router.storage.database import StorageError, reading
 from aiflow_router.storage.tables.quotas import QUOTAS
+from aiflow_router.tasks import begun, ended
 
 _log = structlog.get_logger(__name__)
 
@@ -147,20 +148,13 @@ async def keeping(memory: Memory, engine: AsyncEngine) -> AsyncIterator[KeptQuot
     """
     kept = KeptQuotas(memory, engine)
     await kept.load()
-    task = asyncio.create_task(kept.run())
-    task.add_done_callback(_report)
+    task = begun(kept.run(), "writing what is used of quotas")
     try:
         yield kept
     finally:
-        task.cancel()
-        await asyncio.wait((task,), timeout=END_WITHIN_S)
+        await ended(task, within_s=END_WITHIN_S)
         try:
             async with asyncio.timeout(END_WITHIN_S):
                 await kept.write()
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             _log.error("what was used of quotas in the last second is lost", why=str(error))
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("what is used of quotas is not written any more", exc_info=error)

@@ -17,11 +17,13 @@ class Permit:
     Attributes:
         asks: of the rules that match it, in the order of the verdict's standings.
         holder: unique to the call.
+        settles: there is something to settle though all went well: a place, or a true cost.
     """
 
     asks: tuple[Ask, ...]
     holder: str
     verdict: Verdict
+    settles: bool = True
 
     def charged(self) -> tuple[Ask, ...]:
         """Those that something was taken for: one in shadow that was short let the call by."""

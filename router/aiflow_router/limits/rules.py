@@ -41,6 +41,7 @@ class Matched:
         by_session: positions whose bucket is the call's session's.
         by_units: positions whose cost is not 1.
         waits: a call may have to wait for one of them.
+        settles: a call that went well has to be settled.
     """
 
     asks: tuple[Ask, ...]
@@ -48,9 +49,10 @@ class Matched:
     by_units: tuple[int, ...]
     varies: bool
     waits: bool
+    settles: bool
 
 
-NOTHING = Matched(asks=(), by_session=(), by_units=(), varies=False, waits=False)
+NOTHING = Matched(asks=(), by_session=(), by_units=(), varies=False, waits=False, settles=False)
 
 _PARTS: Mapping[Per, Callable[[Who, str], str]] = {
     "tenant": lambda who, _: _quoted(who.tenant),
@@ -114,6 +116,7 @@ class Rules:
             by_units=by_units,
             varies=bool(by_session or by_units),
             waits=any(rule.wait and rule.mode == "enforce" for rule in rules),
+            settles=bool(by_units) or any(rule.kind == "concurrency" for rule in rules),
         )
 
 

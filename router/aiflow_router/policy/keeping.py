@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from aiflow_router.policy.desk import Desk
 from aiflow_router.policy.edition import Edition, edition
 from aiflow_router.policy.file import File, Read
 from aiflow_router.policy.policies import Policies
+from aiflow_router.tasks import beside
 from aiflow_sdk.consul import Consul
 
 _log = structlog.get_logger(__name__)
 
 # How long a start waits for Consul before it goes on with the file's policy.
 CONSUL_WITHIN_S = 5.0
+FOLLOWING = "following a source of the policy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +69,14 @@ async def keeping(
             found = kv.reached(running().discovery.consul)
             consul = await stack.enter_async_context(_consul(found))
             store = Store(consul, kv.key, policies=policies, running=running)
-            _followed(stack, store.run())
+            await stack.enter_async_context(beside(store.run(), FOLLOWING))
             try:
                 async with asyncio.timeout(CONSUL_WITHIN_S):
                     await store.began.wait()
             except TimeoutError:
                 _log.warning("Consul does not say its policy: begins without", key=kv.key)
         if file is not None:
-            _followed(stack, file.run())
+            await stack.enter_async_context(beside(file.run(), FOLLOWING))
         yield Kept(desk=Desk(policies, running=running, shelf=store), file=file, store=store)
 
 
@@ -88,20 +90,3 @@ def _consul(kv: ConsulKV) -> Consul:
         cert=kv.tls.cert,
         key=kv.tls.key,
     )
-
-
-def _followed(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
-    """Runs until the stack unwinds."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_report)
-    stack.push_async_callback(_cancelled, task)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a source of the policy is not followed any more", exc_info=error)

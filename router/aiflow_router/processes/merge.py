@@ -27,10 +27,12 @@ MAX = frozenset(
         "aiflow_identity_age_seconds",
         "aiflow_identity_jwks_refused",
         "aiflow_identity_keys",
+        "aiflow_ledger_away",
         "aiflow_limits_routers",
         "aiflow_panic",
         "aiflow_policy_info",
         "aiflow_quotas_age_seconds",
+        "aiflow_usage_age_seconds",
     }
 )
 # About one process; told apart by a label.

@@ -16,13 +16,15 @@ import grpc.aio
 import orjson
 import structlog
 from google.protobuf.message import DecodeError, Message
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow.admin.v1 import explain_pb2
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
 from aiflow_router.policy.desk import Desk
 from aiflow_router.processes.child import Child
-from aiflow_router.rpc import explain, policy
+from aiflow_router.rpc import asker, explain, policy, tenancy
+from aiflow_router.rpc.asker import UNTOLD, Asker, heard
 from aiflow_router.rpc.registry import SERVICE, WATCH, Registry, Seen
 from aiflow_router.rpc.visit import Context
 from aiflow_router.rpc.watch import Watchers
@@ -34,8 +36,8 @@ _log = structlog.get_logger(__name__)
 CONFIRMED_WITHIN_S = 1.0
 
 
-# Of the call that is answered in this task: the tenant who called the worker.
-CALLER: ContextVar[str] = ContextVar("caller", default="")
+# Of the call that is answered in this task: who called the worker.
+ASKER: ContextVar[Asker] = ContextVar("asker", default=UNTOLD)
 
 Works = Mapping[str, tuple[type[Message], Callable[[Any], Awaitable[bytes]]]]
 
@@ -44,10 +46,15 @@ class Owner:
     """Answers workers. Keys were checked by them, and the socket's folder is this user's alone."""
 
     def __init__(
-        self, catalog: Catalog, desk: Desk, children: Callable[[], Sequence[Child]]
+        self,
+        catalog: Catalog,
+        desk: Desk,
+        engine: AsyncEngine | None,
+        children: Callable[[], Sequence[Child]],
     ) -> None:
         self._catalog = catalog
         self._policy = policy.Service(desk, everywhere=self._policy_everywhere)
+        self._tenancy = tenancy.service(engine, everywhere=self.directory_everywhere)
         self._children = children
         self._watchers = Watchers()
         self._registry = Registry(catalog=catalog, seen=self._seen, shown=self._shown)
@@ -64,6 +71,7 @@ class Owner:
                 _handler(SERVICE, self._registry.works(), WATCH, self._watchers.changes),
                 _handler(policy.SERVICE, self._policy_works(), policy.WATCH, self._policy.changes),
                 _handler(explain.SERVICE, replays),
+                _handler(tenancy.SERVICE, _asked_by(self._tenancy.works())),
             )
         )
         server.add_insecure_port(f"unix:{path}")
@@ -78,7 +86,7 @@ class Owner:
     def _policy_works(self) -> Works:
         def told(work: policy.Work) -> Callable[[Any], Awaitable[bytes]]:
             async def answer(request: Any) -> bytes:
-                return (await work(request, CALLER.get())).SerializeToString()
+                return (await work(request, ASKER.get().caller.tenant)).SerializeToString()
 
             return answer
 
@@ -157,6 +165,16 @@ class Owner:
         return seen
 
 
+def _asked_by(works: asker.Works) -> Works:
+    def told(work: asker.Work) -> Callable[[Any], Awaitable[bytes]]:
+        async def answer(request: Any) -> bytes:
+            return (await work(request, ASKER.get())).SerializeToString()
+
+        return answer
+
+    return {name: (kind, told(work)) for name, (kind, work) in works.items()}
+
+
 def _handler(
     service: str,
     works: Works,
@@ -190,8 +208,7 @@ def _answering(
     kind: type[Message], work: Callable[[Any], Awaitable[bytes]]
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(request: bytes, context: Context) -> bytes:
-        told = dict(context.invocation_metadata() or ())
-        CALLER.set(str(told.get(policy.CALLER, "")))
+        ASKER.set(heard(context.invocation_metadata() or ()))
         try:
             return await work(kind.FromString(request))
         except DecodeError as error:

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
-from aiflow_router import parts
+from aiflow_router import parts, storing
 from aiflow_router.balancing.census import served
 from aiflow_router.catalog import consul
 from aiflow_router.catalog.catalog import Catalog
@@ -130,7 +130,7 @@ class Supervisor:
         )
         async with contextlib.AsyncExitStack() as stack:
             # Before any worker opens it: the schema is brought up to date once.
-            await stack.enter_async_context(parts.storage(self._config, first=True))
+            engine = await stack.enter_async_context(storing.storage(self._config, first=True))
             stack.callback(self._catalog.close)
             await self._discover(stack)
             await self._catalog.settled()
@@ -140,7 +140,9 @@ class Supervisor:
             self._file = kept.file
             if (store := kept.store) is not None:
                 self._metrics.keeps_policy(lambda: store.age_s)
-            owner = Owner(self._catalog, kept.desk, lambda: [*pool.serving(), *pool.leaving()])
+            owner = Owner(
+                self._catalog, kept.desk, engine, lambda: [*pool.serving(), *pool.leaving()]
+            )
             await stack.enter_async_context(owner.listening(self._folder / SUPERVISOR_SOCKET))
             http_address = await listen_http(stack, app, self._config.listen.http)
             # Workers go first: until then they have their catalog.

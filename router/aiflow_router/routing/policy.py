@@ -10,6 +10,7 @@ from aiflow_router.caching.cache import CacheRule
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import DEFAULT, Overload
 from aiflow_router.routing.fallback import Fallback
+from aiflow_router.routing.price import Price
 from aiflow_router.routing.shadow import ShadowRule
 from aiflow_router.routing.split import Split
 
@@ -28,6 +29,7 @@ class Policy:
         split: of a model's route; None where it asks for none, as with `fallback`.
         cache: None where answers are not to be given again.
         shadow: None where no other model gets copies of its calls.
+        price: None where calls are free.
     """
 
     timeout_s: float = 15.0
@@ -42,6 +44,7 @@ class Policy:
     fallback: Fallback | None = None
     cache: CacheRule | None = None
     shadow: ShadowRule | None = None
+    price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

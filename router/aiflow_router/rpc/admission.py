@@ -20,6 +20,8 @@ from aiflow_router.limits.exceeded import error_of
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.rule import Ask, Rule
 from aiflow_router.limits.rules import Rules, asked, holds
+from aiflow_router.routing.policy import Policies
+from aiflow_router.rpc.payment import Payments
 from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.rpc.waiting import Waiting
 from aiflow_sdk import errors
@@ -33,7 +35,8 @@ class Admission:
     """Lives in one event loop.
 
     Attributes:
-        limited: there are rules; where there are none nobody need ask.
+        limited: there are rules, or prices; where there are none nobody need ask.
+        payments: what calls hold and pay.
         counts: decisions by rule and result, since the start.
     """
 
@@ -42,6 +45,7 @@ class Admission:
         buckets: Buckets,
         rules: Sequence[Rule] = (),
         *,
+        payments: Payments | None = None,
         clock: Callable[[], float] = time.monotonic,
         waited: Callable[[str, float], None] = lambda _label, _waited_s: None,
     ) -> None:
@@ -50,19 +54,24 @@ class Admission:
         self.waiting = Waiting(buckets, clock=clock, waited=waited, refused=self._sent_away)
         self._clock = clock
         self.rules = Rules(rules)
-        self.limited = self.rules.some
+        self.payments = payments or Payments()
+        self.limited = self.rules.some or self.payments.some
         self.counts: Counter[tuple[str, str]] = Counter()
         # Of this process among all that share buckets.
         self._process = secrets.token_hex(4)
         self._number = itertools.count(1)
         self._counted(self.rules)
 
-    def swap(self, rules: Sequence[Rule]) -> None:
-        """Lets new calls go by `rules`; those in flight are settled by the ones they had."""
+    def swap(self, rules: Sequence[Rule], policies: Policies | None = None) -> None:
+        """Lets new calls go by `rules`; those in flight are settled by the ones they had.
+
+        `policies` have the prices.
+        """
+        self.payments.swap(policies or Policies())
         self.rules = self.rules.after(rules)
         self.waiting.lines.swap(self.rules.all)
         self._counted(self.rules)
-        self.limited = self.rules.some
+        self.limited = self.rules.some or self.payments.some
 
     async def admit(
         self,
@@ -75,9 +84,26 @@ class Admission:
     ) -> None:
         """Lets the call in and notes its `permit`; `size_bytes` is what has come of it so far.
 
-        Raises RateLimitedError, BadInputError where it must say what it costs, and what
-        `Waiting.take` raises.
+        Last of all it holds what the call may cost: who is not let in asks no database.
+
+        Raises RateLimitedError, BadInputError where it must say what it costs, what `Waiting.take`
+        raises, and of calls that have a price what `Payments.hold` raises.
         """
+        if self.rules.some:
+            await self._pass(visit, kind, name, context, size_bytes=size_bytes)
+        if (tariff := self.payments.tariff(kind, name)) is not None:
+            await self.payments.hold(visit, tariff, name, declared(visit))
+
+    async def _pass(
+        self,
+        visit: Visit,
+        kind: Literal["model", "service"],
+        name: str,
+        context: Context,
+        *,
+        size_bytes: int,
+    ) -> None:
+        """Takes what the rules ask for. Raises as `admit`."""
         holder, verdict = "", None
         while verdict is None:  # Again where the rules changed while it waited.
             matched = self.rules.matched(visit.caller, kind, name)
@@ -98,7 +124,9 @@ class Admission:
                 verdict = await self.waiting.take(visit, asks, context, holder=holder)
             else:
                 verdict = await self.buckets.take(asks, holder=holder)
-        permit = visit.permit = Permit(asks=asks, holder=holder, verdict=verdict)
+        permit = visit.permit = Permit(
+            asks=asks, holder=holder, verdict=verdict, settles=matched.settles
+        )
         self._count(permit)
         if not verdict.granted:
             raise error_of(permit)
@@ -107,6 +135,8 @@ class Admission:
         """Of a call that has a permit and has ended: gives back what it did not need."""
         permit = visit.permit
         if permit is None or not permit.verdict.granted:
+            return
+        if visit.code == "OK" and not permit.settles:
             return
         settled: list[Ask] = []
         costs: list[float] = []

@@ -15,10 +15,11 @@ import grpc
 import grpc.aio
 import structlog
 
+from aiflow_router.accounts.account import written
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.deadline import passed_on_s
 from aiflow_router.forwarding.failure import too_large
-from aiflow_router.forwarding.metadata import PRIORITY, USED, Pair, back, read_head
+from aiflow_router.forwarding.metadata import CREDITS, PRIORITY, USED, Pair, back, read_head
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.sender import MayRepeat, Sender
 from aiflow_router.forwarding.unary import Answer
@@ -92,7 +93,9 @@ class Front:
         quiet: bool = False,
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def handle(_: object, context: Context) -> bytes | None:
-            visit = Visit(method=method, started_s=self._clock(), label=label, quiet=quiet)
+            visit = Visit(
+                method=method, started_s=self._clock(), label=label, quiet=quiet, unary=True
+            )
             self.active += 1
             try:
                 # First, so that what a stranger sends is not even unpacked.
@@ -103,6 +106,11 @@ class Front:
                 visit.message_bytes = len(request)
                 response = await work(visit, request, context)
                 visit.message_bytes += len(response)
+                if visit.bill is not None:
+                    await self.admission.payments.pay(visit)
+                    context.set_trailing_metadata(
+                        (*context.trailing_metadata(), (CREDITS, written(visit.credits)))
+                    )
             except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=True)
                 return None
@@ -137,6 +145,8 @@ class Front:
                 trailing = await work(visit, context)
                 if trailing:
                     _note_used(visit, trailing)
+                if visit.bill is not None:
+                    await self.admission.payments.pay(visit)
                 context.set_trailing_metadata(visit.trailers(trailing))
             except Exception as error:  # noqa: BLE001 - all of them are told
                 await self._failed(visit, context, error, unary=False)
@@ -340,6 +350,8 @@ class Front:
         visit.code, visit.reason, visit.unary = code, reason, unary
         if visit.permit is not None:
             self.admission.settle(visit)
+        if visit.bill is not None:
+            self.admission.payments.ended(visit)
         self._journal.ended(visit)
 
 

@@ -7,24 +7,24 @@ from dataclasses import replace
 from typing import Any
 
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
 from aiflow_router.config.policy import PolicyDocument
 from aiflow_router.forwarding.metadata import Pair
+from aiflow_router.identity.caller import NOBODY
 from aiflow_router.policy.desk import Desk, Outcome
 from aiflow_router.policy.edition import Edition, Source, edition
 from aiflow_router.policy.policies import Refusal
+from aiflow_router.rpc.asker import Asker, decoded
 from aiflow_router.rpc.front import Front, Stream, Unary
 from aiflow_router.rpc.registry import Handlers
 from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.rpc.watch import Relays, leaving
-from aiflow_sdk import errors, status
+from aiflow_sdk import status
 
 SERVICE = "aiflow.admin.v1.PolicyService"
 WATCH = f"/{SERVICE}/Watch"
-# Who asks, where one process asks another; nobody else can reach that one.
-CALLER = "x-aiflow-caller"
 # The owner may have to ask Consul, and waits for every worker.
 RELAY_WITHIN_S = 15.0
 
@@ -58,8 +58,8 @@ def relayed(front: Front, *, owner: grpc.aio.Channel, relays: Relays) -> Handler
         ask: Any = owner.unary_unary(f"/{SERVICE}/{name}")
 
         async def raw(visit: Visit, request: bytes, context: Context) -> bytes:
-            caller = ((CALLER, visit.tenant),)
-            answer: bytes = await ask(request, timeout=RELAY_WITHIN_S, metadata=caller)
+            told = (Asker(caller=visit.caller).told(),)
+            answer: bytes = await ask(request, timeout=RELAY_WITHIN_S, metadata=told)
             visit.policy = front.table.stamp  # It may be another one now.
             context.set_trailing_metadata(visit.trailers())
             return answer
@@ -95,7 +95,8 @@ class OwnersDesk:
 
     async def replace(self, text: str, *, by: str, expected: str) -> None:
         request = policy_pb2.SetPolicyRequest(document=text, expected_version=expected)
-        await _asked(self._set(request, timeout=RELAY_WITHIN_S, metadata=((CALLER, by),)))
+        told = (Asker(caller=replace(NOBODY, tenant=by)).told(),)
+        await _asked(self._set(request, timeout=RELAY_WITHIN_S, metadata=told))
 
 
 async def _asked(call: Awaitable[Any]) -> Any:
@@ -104,16 +105,6 @@ async def _asked(call: Awaitable[Any]) -> Any:
         return await call
     except grpc.aio.AioRpcError as error:
         raise status.from_rpc_error(error) from None
-
-
-def decoded(kind: type[Message], request: bytes) -> Message:
-    """Raises BadInputError."""
-    try:
-        return kind.FromString(request)
-    except DecodeError as error:
-        raise errors.BadInputError(
-            f"the request is not a valid {kind.DESCRIPTOR.full_name}: {error}"
-        ) from None
 
 
 class Service:

@@ -11,17 +11,21 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
+from aiflow_router.accounts.account import written
+from aiflow_router.accounts.bill import Bill
 from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import (
     ATTEMPTS,
     CACHE,
     CACHE_AGE,
+    CREDITS,
     FALLBACK,
     POLICY_VERSION,
     QUEUE_ESTIMATE,
     QUEUE_POSITION,
     REQUEST_ID,
     SERVED_BY,
+    UNITS,
     Head,
     Pair,
     Pairs,
@@ -31,9 +35,15 @@ from aiflow_router.limits import units
 from aiflow_router.limits.gate import Outlook
 from aiflow_router.limits.permit import Permit
 from aiflow_router.rpc.detour import Detour
+from aiflow_router.telemetry.metrics import UNKNOWN
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 _NO_HEAD = Head(key="", request_id="", trace_id="", onward=())
+# Questions about a model.
+_READS = frozenset(
+    f"/inference.GRPCInferenceService/{name}"
+    for name in ("ModelMetadata", "ModelConfig", "ModelReady", "ModelStatistics")
+)
 _NO_POLICY: Pair = (POLICY_VERSION, "")
 
 
@@ -59,6 +69,8 @@ class Visit:
         permit: what it was let in with, or refused by; None where no limit matches it.
         message_bytes: of a unary call, the request and the answer.
         used: what it took, by unit, as the backend tells.
+        bill: what it holds of credits; None where it costs nothing, and once it is paid.
+        credits: what it has paid, in micro-credits.
     """
 
     method: str
@@ -83,6 +95,8 @@ class Visit:
     permit: Permit | None = None
     message_bytes: int = 0
     used: Mapping[str, float] = field(default_factory=lambda: units.NONE)
+    bill: Bill | None = None
+    credits: int = 0
 
     @property
     def request_id(self) -> str:
@@ -123,6 +137,24 @@ class Visit:
         return self.message_bytes + (0 if self.call is None else self.call.streamed_bytes)
 
     @property
+    def counted(self) -> bool:
+        """Whether it asked a model or service to do something, for the usage of its caller."""
+        return bool(self.asked) and self.label != UNKNOWN and self.method not in _READS
+
+    @property
+    def took(self) -> Mapping[str, float]:
+        """What it used, by unit: as the backend tells, else as its caller declared."""
+        if self.used or self.code != "OK" or self.cache == "hit":
+            return self.used
+        said = next((str(value) for name, value in self.head.onward if name == UNITS), "")
+        if not said:
+            return units.NONE
+        try:
+            return units.read(said, units.DECLARABLE)
+        except ValueError:  # No rule and no price asked for it.
+            return units.NONE
+
+    @property
     def duration_s(self) -> float:
         return self.ended_s - self.started_s
 
@@ -141,6 +173,8 @@ class Visit:
             metadata = (*metadata, *_left(self.permit))
         if self.line is not None:
             metadata = (*metadata, *queued(self.line))
+        if self.credits:
+            metadata = (*metadata, (CREDITS, written(self.credits)))
         if self.detour is not None:
             metadata = (*metadata, (FALLBACK, self.fallback))
         if self.cache:

@@ -78,6 +78,10 @@ class Ended(Protocol):
         """What its route's cache did: hit, miss or skip; empty where there is none."""
 
     @property
+    def credits(self) -> int:
+        """What it paid, in millionths of a credit."""
+
+    @property
     def code(self) -> str: ...
 
     @property
@@ -110,4 +114,6 @@ def line(call: Ended, *, began_s: float) -> bytes:
     }
     if call.cache:
         said["cache"] = call.cache
+    if call.credits:
+        said["credits"] = call.credits / 1_000_000
     return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)

@@ -10,8 +10,8 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from aiflow_router.telemetry import access, trail
 from aiflow_router.telemetry.metrics import Metrics
@@ -46,10 +46,12 @@ class Journal:
 
     Attributes:
         trail: what became of the newest of them.
+        also: is told of them too, many at once; None for nobody.
     """
 
     def __init__(self, *, metrics: Metrics, write: Callable[[bytes], object]) -> None:
         self.trail = Trail()
+        self.also: Callable[[Sequence[Any]], object] | None = None
         self._metrics = metrics
         self._write = write
         self._loop = asyncio.get_running_loop()
@@ -89,6 +91,8 @@ class Journal:
             overheads_s.append(overhead_s)
             if overhead_s is not None:
                 metrics.overhead(overhead_s)
+        if self.also is not None:
+            self.also(ended)
         # The loop's clock counts from an arbitrary moment.
         began_s = time.time() - self._loop.time()
         logged = [call for call in ended if not (call.quiet and call.code == "OK")]

@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from aiflow_router.telemetry import policy
+from aiflow_router.telemetry.accounts import AccountsAtScrape, Ledger, Usage
 from aiflow_router.telemetry.batches import BatchesAtScrape, Filled
 from aiflow_router.telemetry.caches import Cached, CachesAtScrape
 from aiflow_router.telemetry.discovery import AGE, Discovery, DiscoveryAtScrape
@@ -256,6 +257,9 @@ class Metrics:
     ) -> None:
         """`counts` gives decisions by rule and result."""
         self.registry.register(LimitsAtScrape(counts, waiting))
+
+    def watch_accounts(self, ledger: Ledger, usage: Usage) -> None:
+        self.registry.register(AccountsAtScrape(ledger, usage))
 
     def watch_quotas(self, age_s: Callable[[], float]) -> None:
         """`age_s` gives the time since what is used of quotas was written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from fixtures.postgres import StartPostgres
@@ -143,8 +144,13 @@ async def test_what_is_long_over_is_removed(storage_url: str) -> None:
         assert sorted(left) == ["2026-10", "2026-11-23"]
 
 
-async def test_a_router_keeps_its_quotas(storage_url: str) -> None:
-    config = f"storage: {{url: '{storage_url}'}}\nlimits: [{{name: q, quota: 3/month}}]"
+def kept_at(url: str, folder: Path) -> str:
+    key = f"auth: {{admin_key_file: '{folder / 'admin.key'}'}}\n"
+    return f"{key}storage: {{url: '{url}'}}\nlimits: [{{name: q, quota: 3/month}}]"
+
+
+async def test_a_router_keeps_its_quotas(storage_url: str, tmp_path: Path) -> None:
+    config = kept_at(storage_url, tmp_path)
     async with limited(config) as to:
         assert await to.granted(2) == 2
         assert "aiflow_quotas_age_seconds" in await to.mesh.metrics()
@@ -152,8 +158,8 @@ async def test_a_router_keeps_its_quotas(storage_url: str) -> None:
         assert await to.granted(2) == 1
 
 
-async def test_a_router_writes_its_quotas_each_second(storage_url: str) -> None:
-    config = f"storage: {{url: '{storage_url}'}}\nlimits: [{{name: q, quota: 3/month}}]"
+async def test_a_router_writes_its_quotas_each_second(storage_url: str, tmp_path: Path) -> None:
+    config = kept_at(storage_url, tmp_path)
     async with limited(config) as to, opened(storage_url) as engine:
         await to.infer()
         written = asyncio.Event()

@@ -1,5 +1,6 @@
 """deploy/alerts.yml: its rules are ones of Prometheus, about metrics that a router has."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -14,6 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FILE = DEPLOY / "alerts.yml"
+# The public key of RFC 8037's example.
+SIGNS = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -21,10 +24,20 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in document["groups"] for rule in group["rules"]]
 
 
-async def test_every_metric_and_label_of_an_alert_exists(consul: Agent) -> None:
+def identity(folder: Path) -> str:
+    """A database, and tokens of an issuer: their metrics are there only with them."""
+    jwks, database = folder / "jwks.json", folder / "aiflow.db"
+    jwks.write_text(json.dumps({"keys": [SIGNS]}))
+    return (
+        f"auth: {{jwt: {{issuer: i, audience: a, jwks_file: '{jwks}'}}}}\n"
+        f"storage: {{url: 'sqlite:///{database}'}}\n"
+    )
+
+
+async def test_every_metric_and_label_of_an_alert_exists(consul: Agent, tmp_path: Path) -> None:
     named = {name for rule in rules() for name in re.findall(r"aiflow_\w+", rule["expr"])}
     config = f"{discovery(consul.address)}\npolicy: {{consul_kv: {{key: aiflow/alerts}}}}\n"
-    async with backend() as server, mesh(config) as running:
+    async with backend() as server, mesh(config + identity(tmp_path)) as running:
         await register(consul, entry(server.address, "alerts", backend="alerts"))
         await until(lambda: "alerts" in running.router.view.snapshot.models)
         wrong = {"Name": "odd-alerts", "Port": 1, "Tags": ["aiflow"]}

@@ -16,7 +16,7 @@ from integration.router.kit import backend, echo, infer, mesh, until
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.forwarding.kinds import REFLECTION
-from aiflow_router.rpc import explain, health, oip, policy, registry
+from aiflow_router.rpc import explain, health, oip, policy, registry, tenancy, usage
 from aiflow_sdk import errors, status
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -26,7 +26,8 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 def test_the_routers_own_services_are_reserved() -> None:
     asked = {method[1:].partition("/")[0] for method in REFLECTION}
-    services = {s.SERVICE for s in (explain, health, oip, policy, registry)} | asked
+    own = (explain, health, oip, policy, registry, tenancy, usage)
+    services = {one.SERVICE for one in own} | asked
     assert services == OWN_SERVICES
 
 

@@ -16,12 +16,14 @@ from aiflow_router.forwarding.kinds import Method
 from aiflow_router.forwarding.retry import RetryPolicy
 from aiflow_router.limits.overload import Overload
 from aiflow_router.routing.policy import Policy
+from aiflow_router.routing.price import Price
 from aiflow_router.routing.shadow import ShadowRule
 
 READS = Method(name="/a.B/Get", unary=True, repeatable=True)
 WRITES = Method(name="/a.B/Put", unary=True, repeatable=False)
 STREAMS = Method(name="/a.B/Watch", unary=False, repeatable=True)
 
+PRICE = Price(call=1_000_000, units={"tokens": 2_000})
 COPIES = ShadowRule(to="v3", share=0.125, max_in_flight=16)
 
 
@@ -72,6 +74,9 @@ def adaptive() -> Overload:
         ),
         ("cache", Policy(cache=CacheRule(ttl_s=60, max_bytes=9, shadow=True)), {}, "only counted"),
         ("shadow", Policy(shadow=COPIES), {}, "v3 gets a copy of 12.5% of the calls, up to 16"),
+        ("price", Policy(), {}, "none"),
+        ("price", Policy(price=PRICE), {}, "1 credit a call; 0.002 credits for each of tokens"),
+        ("price", Policy(price=PRICE), {}, "which a call must declare; held before the call"),
         ("retry", Policy(), of("Odd"), "its kind is not known"),
         ("hedge", Policy(), {}, "none"),
         ("hedge", Policy(hedged=True, hedge_after_s=0.15), {}, "after 150 ms without an answer"),
@@ -101,6 +106,6 @@ def test_what_nobody_configured_is_said_to_be_the_default() -> None:
     told = {line.topic: line.by_default for line in lines(subject, default=Policy())}
     assert told == {
         **dict.fromkeys(("balance", "retry", "hedge", "overload"), True),
-        **dict.fromkeys(("split", "fallback", "cache", "shadow"), True),
+        **dict.fromkeys(("split", "fallback", "cache", "shadow", "price"), True),
         "timeout": False,
     }

@@ -25,6 +25,7 @@ class Call:
     fallback: str = ""
     attempts: int = 1
     cache: str = ""
+    credits: int = 0
     reason: str = ""
     duration_s: float = 0.02
     ended_s: float = 0.0

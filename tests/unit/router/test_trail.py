@@ -38,6 +38,7 @@ class Call:
     reason: str = ""
     fallback: str = ""
     cache: str = ""
+    credits: int = 0
     duration_s: float = 0.02
     ended_s: float = 100.02
 

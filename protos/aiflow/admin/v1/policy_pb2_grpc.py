@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class PolicyServiceStub(object):
-    """A caller needs a key that may `admin`; where the router has no keys at all
-    and does not ask for one, anybody may.
+    """A caller needs a key that may `admin`, where it is a member's a
+    platform_admin's; where the router has no keys at all and does not ask for
+    one, anybody may.
     """
 
     def __init__(self, channel):
@@ -64,8 +65,9 @@ class PolicyServiceStub(object):
 
 
 class PolicyServiceServicer(object):
-    """A caller needs a key that may `admin`; where the router has no keys at all
-    and does not ask for one, anybody may.
+    """A caller needs a key that may `admin`, where it is a member's a
+    platform_admin's; where the router has no keys at all and does not ask for
+    one, anybody may.
     """
 
     def Get(self, request, context):
@@ -146,8 +148,9 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PolicyService(object):
-    """A caller needs a key that may `admin`; where the router has no keys at all
-    and does not ask for one, anybody may.
+    """A caller needs a key that may `admin`, where it is a member's a
+    platform_admin's; where the router has no keys at all and does not ask for
+    one, anybody may.
     """
 
     @staticmethod

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PolicyServiceStub:
-    """A caller needs a key that may `admin`; where the router has no keys at all
-    and does not ask for one, anybody may.
+    """A caller needs a key that may `admin`, where it is a member's a
+    platform_admin's; where the router has no keys at all and does not ask for
+    one, anybody may.
     """
 
     @_typing.overload
@@ -57,8 +58,9 @@ class PolicyServiceStub:
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
-    """A caller needs a key that may `admin`; where the router has no keys at all
-    and does not ask for one, anybody may.
+    """A caller needs a key that may `admin`, where it is a member's a
+    platform_admin's; where the router has no keys at all and does not ask for
+    one, anybody may.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -83,8 +85,9 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """A caller needs a key that may `admin`; where the router has no keys at all
-    and does not ask for one, anybody may.
+    """A caller needs a key that may `admin`, where it is a member's a
+    platform_admin's; where the router has no keys at all and does not ask for
+    one, anybody may.
     """
 
     @_abc_1.abstractmethod

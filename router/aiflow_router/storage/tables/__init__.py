@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiflow_router.storage.tables import quotas, tenancy
+from aiflow_router.storage.tables import ledger, quotas, tenancy, usage
 from aiflow_router.storage.tables.base import METADATA
 
-__all__ = ["METADATA", "quotas", "tenancy"]
+__all__ = ["METADATA", "ledger", "quotas", "tenancy", "usage"]

@@ -1,0 +1,1 @@
+"""Who pays for calls, how much, and what was used."""

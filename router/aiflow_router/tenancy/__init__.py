@@ -1,0 +1,1 @@
+"""Administration of tenants: who may what, and each change with its line in the audit log."""
