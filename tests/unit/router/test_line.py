@@ -326,4 +326,5 @@ def test_the_outlook_is_what_the_next_call_meets(
     else:
         assert met.refusal is None
         assert isinstance(found, Outlook)
-        assert (found.ahead, found.wait_s) == (met.ahead, pytest.approx(met.wait_s))
+        assert found.ahead == met.ahead
+        assert found.wait_s == pytest.approx(met.wait_s)
