@@ -119,7 +119,7 @@ async def known(url: str) -> dict[str, float]:
     }
 
 
-async def main() -> None:
+async def figures() -> dict[str, float]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     with tempfile.TemporaryDirectory() as folder:
         none, full = Path(folder, "none"), Path(folder, "full")
@@ -131,14 +131,13 @@ async def main() -> None:
             pass
         with started(full, url) as (full_s, full_mb):
             pass
-        figures = {
+        return {
             "start_no_keys_s": empty_s,
             "start_100k_keys_s": full_s,
             "memory_100k_keys_mb": full_mb - empty_mb,
             **await known(url),
         }
-    write("identity", figures, wanted=WANTED)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    write("identity", asyncio.run(figures()), wanted=WANTED)

@@ -4,19 +4,17 @@
 
 About five minutes: a decision, four routers on one Redis, two tenants who wait for the same, a
 start with 100,000 keys, and a ledger whose routers and databases die under load. Each part is a
-program of its own: limits_decision, limits_redis, fairness, limits_keys, ledger.
+program of its own: limits_decision, limits_redis, fairness, identity, ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from pathlib import Path
 
 import fairness
+import identity
 import ledger
 import limits_decision
-import limits_keys
 import limits_redis
 import report
 
@@ -24,7 +22,7 @@ WANTED = {
     "decision_us_memory": "<= 10",
     **limits_redis.WANTED,
     **fairness.WANTED,
-    "start_100k_keys_s": "<= 5",
+    **identity.WANTED,
     **ledger.WANTED,
 }
 
@@ -36,8 +34,7 @@ def main() -> None:
     print("two tenants who wait for the same", flush=True)
     figures |= fairness.figures()
     print("a start with 100,000 keys", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        figures |= limits_keys.measured(Path(folder))
+    figures |= asyncio.run(identity.figures())
     print("a ledger under load, while something dies", flush=True)
     figures |= ledger.figures()
     report.write("limits", figures, wanted=WANTED)
