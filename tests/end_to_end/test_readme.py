@@ -38,6 +38,8 @@ def run(command: list[str], folder: Path, router: str) -> str:
     environment = {
         **os.environ,
         "AIFLOW_ROUTER": router,
+        # What aiflow.yaml's comment and docs/command.md say to export.
+        "AIFLOW_API_KEY": (ROOT / ".cache" / "aiflow-admin.key").read_text().strip(),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(

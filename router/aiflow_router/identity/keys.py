@@ -59,9 +59,12 @@ class Keys:
             if not self._required and wanted in self._anonymous.may:
                 return self._anonymous
             asks = "this router asks" if self._required else f"to {wanted}, this router asks"
+            first = ""
+            if self._sources and wanted == "admin":
+                first = "; its first start left an admin's in a file beside its database"
             raise errors.AuthenticationError(
                 f"{asks} for an API key: send it as metadata "
-                "`authorization: Bearer KEY` or `x-api-key: KEY` (or set AIFLOW_API_KEY)"
+                f"`authorization: Bearer KEY` or `x-api-key: KEY` (or set AIFLOW_API_KEY){first}"
             )
         digest = hashlib.sha256(key.encode()).digest()
         caller = self._by_digest.get(digest)
