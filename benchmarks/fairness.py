@@ -145,8 +145,12 @@ def p99_s(took_s: list[float]) -> float:
     return ordered[int(0.99 * (len(ordered) - 1))]
 
 
-def main() -> None:
-    figures: dict[str, float] = {}
+WANTED = {"quiet_tenant_p99_ratio": "<= 1.2", "share_error": "<= 0.05"}
+
+
+def figures() -> dict[str, float]:
+    """Prints them by what tenants wait for; of both the worst."""
+    found: dict[str, float] = {}
     ways = {"gate": by_gate, "limit": by_limit}
     print(f"{'':8}{'alone p99':>12}{'beside 50x':>12}{'ratio':>8}{'share error':>13}")
     for name, by in ways.items():
@@ -160,7 +164,7 @@ def main() -> None:
             abs(served[of] / sum(served.values()) / (weight / sum(WEIGHTS.values())) - 1)
             for of, weight in WEIGHTS.items()
         )
-        figures |= {
+        found |= {
             f"quiet_tenant_p99_ratio_{name}": beside_s / alone_s,
             f"quiet_tenant_p99_alone_ms_{name}": alone_s * 1000,
             f"quiet_tenant_p99_beside_ms_{name}": beside_s * 1000,
@@ -170,14 +174,10 @@ def main() -> None:
             f"{name:8}{alone_s * 1000:9.1f} ms{beside_s * 1000:9.1f} ms"
             f"{beside_s / alone_s:8.3f}{error:13.2%}"
         )
-    figures["quiet_tenant_p99_ratio"] = max(figures[f"quiet_tenant_p99_ratio_{of}"] for of in ways)
-    figures["share_error"] = max(figures[f"share_error_{of}"] for of in ways)
-    report.write(
-        "fairness",
-        figures,
-        wanted={"quiet_tenant_p99_ratio": "<= 1.2", "share_error": "<= 0.05"},
-    )
+    for name in ("quiet_tenant_p99_ratio", "share_error"):
+        found[name] = max(found[f"{name}_{of}"] for of in ways)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    report.write("fairness", figures(), wanted=WANTED)
