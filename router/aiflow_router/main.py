@@ -189,7 +189,7 @@ def _follow(made: Parts) -> None:
     keeps = config.storage is not None or config.redis is not None
     metrics.watch(made.census, undescribed=made.kinds.pending)
     metrics.watch_gates(table.gates, admission.waiting.lines)
-    metrics.watch_limits(lambda: admission.counts, admission.waits)
+    metrics.watch_limits(lambda: admission.counts, admission.waits, admission.forgotten)
     metrics.watch_caches(table.caches)
     metrics.watch_splits(table.split_shares)
     metrics.watch_batches(unknown=batches.unknown, fillings=table.fillings)

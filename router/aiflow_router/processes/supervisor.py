@@ -26,7 +26,7 @@ from aiflow_router.balancing.census import served
 from aiflow_router.catalog import consul
 from aiflow_router.catalog.catalog import Catalog
 from aiflow_router.config.config import Config
-from aiflow_router.config.file import ConfigError
+from aiflow_router.config.file import ConfigError, parse_policy
 from aiflow_router.policy.file import File
 from aiflow_router.policy.keeping import Watched, keeping, of_the_file
 from aiflow_router.policy.policies import Policies
@@ -240,6 +240,9 @@ class Supervisor:
             raise ConfigError(
                 [f"{key} cannot change by a reload: restart the router" for key in changed]
             )
+        if (now := self._policies.current).source != "file":
+            # Its limits may need the Redis, or the one worker, that the new file takes away.
+            parse_policy(now.text, file=f"policy {now.version} in force", running=new)
         return new
 
     def _take(self, config: Config) -> None:

@@ -17,6 +17,7 @@ from aiflow_router.forwarding.metadata import SESSION, UNITS
 from aiflow_router.limits import units
 from aiflow_router.limits.buckets import Buckets
 from aiflow_router.limits.exceeded import error_of
+from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.rule import Ask, Rule
 from aiflow_router.limits.rules import Rules, asked, holds
@@ -167,6 +168,10 @@ class Admission:
             self.buckets.settle(settled, costs, holder=permit.holder)
             if len(self.waiting.lines):
                 self.waiting.lines.settled(settled, costs, self._clock())
+
+    def forgotten(self) -> int:
+        """Buckets in use that this process had no room for."""
+        return self.buckets.forgotten if isinstance(self.buckets, Memory) else 0
 
     def waits(self) -> Mapping[str, int]:
         """How many calls wait, by rule that lets them."""

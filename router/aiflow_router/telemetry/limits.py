@@ -45,9 +45,11 @@ class LimitsAtScrape:
         self,
         counts: Callable[[], Mapping[tuple[str, str], int]],
         waiting: Callable[[], Mapping[str, int]],
+        forgotten: Callable[[], int],
     ) -> None:
         self._counts = counts
         self._waiting = waiting
+        self._forgotten = forgotten
 
     def collect(self) -> Iterable[Metric]:
         decisions = CounterMetricFamily(
@@ -62,7 +64,12 @@ class LimitsAtScrape:
         )
         for rule, count in self._waiting().items():
             waiting.add_metric((rule,), count)
-        return (decisions, waiting)
+        forgotten = CounterMetricFamily(
+            "aiflow_limits_forgotten",
+            "Buckets that were forgotten though they were in use, for there were too many.",
+            value=self._forgotten(),
+        )
+        return (decisions, waiting, forgotten)
 
 
 class StoreAtScrape:

@@ -254,9 +254,10 @@ class Metrics:
         self,
         counts: Callable[[], Mapping[tuple[str, str], int]],
         waiting: Callable[[], Mapping[str, int]],
+        forgotten: Callable[[], int],
     ) -> None:
         """`counts` gives decisions by rule and result."""
-        self.registry.register(LimitsAtScrape(counts, waiting))
+        self.registry.register(LimitsAtScrape(counts, waiting, forgotten))
 
     def watch_accounts(self, ledger: Ledger, usage: Usage) -> None:
         self.registry.register(AccountsAtScrape(ledger, usage))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,9 @@ from fixtures.redis import Server, StartRedis
 from integration.router.kit import Mesh, backend, infer, mesh, until
 from integration.router.test_nothing_kept import SETTLED_S, STRAGGLERS, collector_off
 from integration.router.test_processes import router
+from integration.router.test_processes import until as until_true
 
+from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
 from aiflow_router.config.file import parse
 from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.redis.buckets import RedisBuckets
@@ -169,3 +172,19 @@ async def test_redis_over_tls(start_redis: StartRedis, tmp_path: Path) -> None:
         assert await granted(buckets, ask(rule())) == (state == "redis") or state == "away"
         running.cancel()
         await asyncio.wait((running,))
+
+
+async def test_a_reload_does_not_take_the_redis_away_that_limits_in_force_need(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    """The file has no limits, an operator has set one: each worker would have granted all of it."""
+    two = "listen: {workers: 2, drain_grace: 200ms}\n"
+    async with router(tmp_path, two + redis(redis_server)) as running:
+        async with grpc.aio.insecure_channel(running.address) as channel:
+            stub: Any = policy_pb2_grpc.PolicyServiceStub(channel)
+            await stub.Set(policy_pb2.SetPolicyRequest(document=FOUR))
+        running.file.write_text(two)
+        running.process.send_signal(signal.SIGHUP)
+        await until_true(lambda: running.said("reload refused: the old configuration stays"))
+        refused = running.said("reload refused: the old configuration stays")[0]
+        assert any("cannot be kept by 2 workers" in problem for problem in refused["problems"])

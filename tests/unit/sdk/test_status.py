@@ -25,6 +25,19 @@ def test_every_error_arrives_as_what_was_sent(cls: type[errors.AiflowError]) -> 
         assert isinstance(got, cls)
 
 
+def test_a_call_over_a_limit_names_the_rule_and_whose() -> None:
+    sent = errors.RateLimitedError(
+        "too often", retry_after_s=2.0, metadata={"rule": "gpt", "subject": "gpt|acme"}
+    )
+    quota = error_details_pb2.QuotaFailure()
+    assert any(packed.Unpack(quota) for packed in status.to_status(sent).details)
+    violations = [(one.subject, one.description) for one in quota.violations]
+    assert violations == [("gpt|acme", "too often")]
+    got = status.from_parts(code=sent.code, message=sent.message, trailers=status.to_trailers(sent))
+    assert isinstance(got, errors.RateLimitedError)
+    assert (got.rule, got.subject, got.retry_after_s) == ("gpt", "gpt|acme", 2.0)
+
+
 def test_bad_input_names_the_fields() -> None:
     sent = errors.BadInputError("two fields are wrong", violations={"title": "too long"})
     details = status.to_status(sent).details
