@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiflow_router.limits.buckets import NEVER_S, Standing, Verdict
-from aiflow_router.limits.gate import Refusal
+from aiflow_router.limits.gate import Outlook, Refusal
 from aiflow_router.limits.line import Lines, Place, placed, waits_for
 from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.rule import Ask, Kind, Mode, Rule
@@ -281,3 +281,50 @@ def test_with_places_that_come_free_the_first_is_woken() -> None:
     memory.settle((ask(held),), (1.0,), holder="inside")
     lines.settled((ask(held),), (1.0,), 0.0)
     assert woken == ["first"]
+
+
+@given(
+    before=st.lists(
+        st.tuples(st.sampled_from("AB"), st.sampled_from(["high", "normal", "low"]), COSTS),
+        max_size=12,
+    ),
+    priority=st.sampled_from(["high", "normal", "low", ""]),
+    cost=COSTS,
+)
+@settings(deadline=None)
+def test_the_outlook_is_what_the_next_call_meets(
+    before: list[tuple[str, str, float]], priority: str, cost: float
+) -> None:
+    one = Rule(name="r", amount=2.0, burst=4.0, wait=True, queue=6)
+    memory, lines = Memory(clock=lambda: 0.0), Lines(random.Random(1))
+    memory.decide((ask(one, 4.0),), "first")
+
+    def join(tenant: str, priority: str, cost: float) -> object:
+        asks = (ask(one, cost),)
+        place = placed(
+            asks, asks[0], tenant=tenant, weight=1, priority=priority, deadline_s=math.inf
+        )
+        return lines.join(place, memory.decide(asks, None).standings[0], 0.0)
+
+    for tenant, of, costs in before:
+        join(tenant, of, costs)
+    counted, waiting = dict(lines.refused), lines.waiting()
+    met = lines.outlook(
+        ask(one, cost),
+        memory.decide((ask(one, cost),), None).standings[0],
+        tenant="B",
+        weight=1.0,
+        priority=priority,
+        now_s=0.0,
+    )
+    assert (dict(lines.refused), lines.waiting()) == (counted, waiting), "asking counts nothing"
+    found = join("B", priority, cost)
+    if isinstance(found, Refusal):
+        assert met.refusal is not None
+        assert (met.refusal.reason, met.refusal.waiting) == (found.reason, found.waiting)
+        assert met.wait_s == pytest.approx(found.wait_s)
+    else:
+        assert met.refusal is None
+        assert isinstance(found, Outlook)
+        assert found.ahead == met.ahead
+        assert found.wait_s == pytest.approx(met.wait_s)
