@@ -34,9 +34,9 @@ ANSWER_WITHIN_S = 5.0
 def check(context: click.Context, file: Path, router: str | None, as_json: bool) -> None:
     """Check FILE (default: aiflow.yaml) and print what it means, secrets left out.
 
-    Prints YAML, and as comments below it the policy: a line a route, and what it would change of
-    the one that runs. Exits 1 and prints every problem with file, line and column when something
-    is wrong.
+    Prints YAML, and as comments below it the policy: a line a route and a line a limit, and what
+    it would change of the one that runs. Exits 1 and prints every problem with file, line and
+    column when something is wrong.
     """
     from aiflow_router.config import file as config_file  # noqa: PLC0415 - `--help` stays fast
     from aiflow_router.policy.keeping import of_the_file  # noqa: PLC0415 - as above
@@ -90,12 +90,17 @@ def _running(router: str, *, must: bool) -> Policy | None:
 
 
 def _say_policy(version: str, document: Mapping[str, Any]) -> None:
-    from aiflow_router.policy.view import COLUMNS, rows  # noqa: PLC0415 - `--help` stays fast
+    from aiflow_router.policy import view  # noqa: PLC0415 - `--help` stays fast
 
     click.echo(f"# policy {version}")
-    table: Sequence[tuple[str, ...]] = [COLUMNS, *rows(document)]
+    _say_table(view.COLUMNS, view.rows(document))
+    _say_table(view.LIMIT_COLUMNS, view.limit_rows(document))
+
+
+def _say_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    table = [columns, *rows] if rows else []
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    for row in table if len(table) > 1 else ():
+    for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         click.echo("# " + "  ".join(cells).rstrip())
 
@@ -105,4 +110,4 @@ def _say_difference(router: str, runs: Policy, lines: Iterable[Line]) -> None:
 
     click.echo(f"# against {runs.version} from {runs.source} {runs.origin}, which runs at {router}")
     if not say_difference(lines, prefix="# "):
-        click.echo("# no route differs")
+        click.echo("# no route and no limit differs")

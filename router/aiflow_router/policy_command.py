@@ -80,7 +80,7 @@ def list_(*, client: Client, as_json: bool) -> None:
 @as_json
 @calls_router
 def set_(*, client: Client, file: Path, dry_run: bool, expected: str, as_json: bool) -> None:
-    """Put the routes in FILE in force: a document with `routes:` and nothing else.
+    """Put FILE in force: a document with `routes:`, `limits:` and nothing else.
 
     Exits 1, and changes nothing, where something in it is wrong.
     """
@@ -130,7 +130,7 @@ def say(change: Change, *, as_json: bool) -> None:
         return
     click.echo(f"{change.replaced.version} -> {change.policy.version}")
     if not say_difference(difference(change.replaced.document(), change.policy.document())):
-        click.echo("no route differs")
+        click.echo("no route and no limit differs")
     click.echo(change.holds)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.explaining.explainer import Explainer
+from aiflow_router.explaining.limits import Limits
 from aiflow_router.parts import CLOCK, Parts
 from aiflow_router.policy.guards import Changing
 from aiflow_router.policy.keeping import Watched, keeping
@@ -44,9 +45,15 @@ def explaining(made: Parts, shared: Shared | None) -> registry.Handlers:
         kinds=made.kinds,
         clock=CLOCK,
     )
+    admission = front.admission
+    limits = Limits(
+        rules=lambda: admission.rules, buckets=admission.buckets, waiting=admission.waits
+    )
     if shared is None:
-        return explain.handlers(front, explainer=explainer, journal=made.journal)
-    return explain.shared(front, explainer=explainer, owner=shared.owner, worker=shared.name)
+        return explain.handlers(front, explainer=explainer, limits=limits, journal=made.journal)
+    return explain.shared(
+        front, explainer=explainer, limits=limits, owner=shared.owner, worker=shared.name
+    )
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ class Question:
         kind, name: the model or service that it asks for.
         method: of a service, without the service's name; empty where any is meant.
         deadline_s: how long its caller would wait; None for as long as the route lets it.
+        department, member, key: of the tenant, for limits that each of them has.
     """
 
     kind: Kind
@@ -26,6 +27,9 @@ class Question:
     priority: str = ""
     session: str = ""
     deadline_s: float | None = None
+    department: str = ""
+    member: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,35 @@ class GateView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitView:
+    """A limit that the call would meet.
+
+    Attributes:
+        says: what it allows, in words.
+        bucket: whose, "gpt|acme".
+        holds: the most that there ever is.
+        wait_s: until there is enough for the call; 0 where there is, infinite where never.
+        reset_s: until all of it is there again.
+        shadow: it would only count.
+        waits: a call that finds too little waits.
+        waiting: calls that do, of everybody.
+        by: who knows what is left: this process, Redis, or what stands in for it.
+    """
+
+    rule: str
+    says: str
+    bucket: str
+    holds: float
+    remaining: float
+    wait_s: float
+    reset_s: float
+    shadow: bool
+    waits: bool
+    waiting: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetView:
     """Retries and hedges: `left` of `allowed` more may be made now, with `inflight` calls."""
 
@@ -151,6 +184,7 @@ class Explanation:
         by_default: no route matches, so the defaults hold.
         verdict: what would become of the call now, in a sentence.
         refused: empty where every call would go in.
+        limits: that match the call, in the order of the policy.
     """
 
     kind: Kind
@@ -164,3 +198,4 @@ class Explanation:
     gates: tuple[GateView, ...] = ()
     budget: BudgetView | None = None
     refused: tuple[Refused, ...] = field(default=())
+    limits: tuple[LimitView, ...] = ()

@@ -1,4 +1,4 @@
-"""A policy as a person looks at it: a line for each route, and what differs between two."""
+"""A policy as a person looks at it: a line for each route and limit, and what differs in two."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ Sign = Literal["+", "-", "~"]
 
 COLUMNS = ("route", "timeout", "attempts", "hedge", "balance", "limit", "candidates")
 
+LIMIT_COLUMNS = ("limit", "of", "per", "allows", "burst", "mode", "over it")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of a difference; `depth` 0 names a route, 1 a setting of it."""
+    """One line of a difference; `depth` 0 names a route or a limit, 1 a setting of it."""
 
     sign: Sign
     depth: int
@@ -23,6 +25,30 @@ class Line:
 def rows(document: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
     """A row of COLUMNS for each route of an effective document."""
     return [_row(route) for route in document.get("routes", ())]
+
+
+def limit_rows(document: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
+    """A row of LIMIT_COLUMNS for each limit of an effective document."""
+    return [_limit_row(limit) for limit in document.get("limits", ())]
+
+
+def _limit_row(limit: Mapping[str, Any]) -> tuple[str, ...]:
+    match = limit.get("match") or {}
+    kind = next((kind for kind in ("rate", "quota") if limit.get(kind)), "concurrency")
+    unit = limit.get("cost", "calls")
+    allows = f"{limit[kind]} at a time" if kind == "concurrency" else f"{limit[kind]} {unit}"
+    if limit.get("strict"):
+        allows += ", strict"
+    burst = str(limit.get("burst", "one period")) if kind == "rate" else "-"
+    return (
+        str(limit["name"]),
+        _name(limit) if match else "all calls",
+        ", ".join(limit.get("per", ())) or "platform",
+        allows,
+        "-" if limit.get("strict") else burst,
+        str(limit.get("mode", "")),
+        "waits" if limit.get("wait") else "refused",
+    )
 
 
 def _row(route: Mapping[str, Any]) -> tuple[str, ...]:
@@ -50,9 +76,11 @@ def candidates(route: Mapping[str, Any]) -> str:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Line]:
-    """From one effective document to another, route by route; nothing where they mean the same."""
-    before = {_name(route): route for route in old.get("routes", ())}
-    after = {_name(route): route for route in new.get("routes", ())}
+    """From one effective document to another, by route and limit; nothing where they are the same.
+
+    The order of limits is of no effect, nor is that of routes.
+    """
+    before, after = _named(old), _named(new)
     for name in dict.fromkeys((*before, *after)):
         if name not in after:
             yield Line(sign="-", depth=0, text=name)
@@ -64,9 +92,15 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Line]
             yield from _changed(_flat(before[name]), _flat(after[name]))
 
 
+def _named(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    routes = {_name(route): route for route in document.get("routes", ())}
+    limits = {f"limit {limit['name']}": limit for limit in document.get("limits", ())}
+    return {**routes, **limits}
+
+
 def _settings(sign: Sign, route: Mapping[str, Any]) -> Iterator[Line]:
     for key, value in _flat(route).items():
-        if not key.startswith("match."):
+        if key != "name" and (not key.startswith("match.") or "name" in route):
             yield Line(sign=sign, depth=1, text=f"{key}: {value}")
 
 

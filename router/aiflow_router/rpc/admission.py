@@ -131,6 +131,24 @@ class Admission:
         if not verdict.granted:
             raise error_of(permit)
 
+    def check_as_one(self, visit: Visit, asked_for: str, other: str) -> None:
+        """Whether messages for another model may go with a stream that was let in for one.
+
+        Raises BadInputError where that would pass limits or the price of the other model by.
+        """
+        let_in, its = (
+            self.rules.matched(visit.caller, "model", name) for name in (asked_for, other)
+        )
+        what = "limits" if its is not let_in and its.asks != let_in.asks else ""
+        if self.payments.tariff("model", other) != self.payments.tariff("model", asked_for):
+            what = "a price"
+        if what:
+            raise errors.BadInputError(
+                f'this stream was let in for "{asked_for}", and "{other}" has {what} of its own: '
+                "open another stream for it",
+                violations={"model_name": "has other terms than the model of the first message"},
+            )
+
     def settle(self, visit: Visit) -> None:
         """Of a call that has a permit and has ended: gives back what it did not need."""
         permit = visit.permit

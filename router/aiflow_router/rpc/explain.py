@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,15 @@ from aiflow.admin.v1 import explain_pb2
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.catalog.endpoint import Key
 from aiflow_router.explaining.explainer import Explainer
-from aiflow_router.explaining.explanation import Candidate, Explanation, Question, Refused, Standing
+from aiflow_router.explaining.explanation import (
+    Candidate,
+    Explanation,
+    LimitView,
+    Question,
+    Refused,
+    Standing,
+)
+from aiflow_router.explaining.limits import Limits
 from aiflow_router.rpc.endpoints import STATES
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.registry import LIST, RELAY_WITHIN_S, Handlers, relay, typed
@@ -32,11 +41,13 @@ REPLAY = f"/{SERVICE}/Replay"
 Everywhere = Mapping[Key, registry_pb2.ListEndpointsResponse.Entry]
 
 
-def handlers(front: Front, *, explainer: Explainer, journal: Journal) -> Handlers:
+def handlers(front: Front, *, explainer: Explainer, limits: Limits, journal: Journal) -> Handlers:
     """The handlers by full method, of a router that is one process."""
 
     async def explain(request: explain_pb2.ExplainRequest) -> bytes:
-        return to_proto(explainer.explain(question(request))).SerializeToString()
+        asked = question(request)
+        told = await limits.met(explainer.explain(asked), asked)
+        return to_proto(told).SerializeToString()
 
     async def replay(request: explain_pb2.ReplayRequest) -> bytes:
         return found(traces(journal, request.request_id), request.request_id)
@@ -51,11 +62,14 @@ def handlers(front: Front, *, explainer: Explainer, journal: Journal) -> Handler
     }
 
 
-def shared(front: Front, *, explainer: Explainer, owner: grpc.aio.Channel, worker: str) -> Handlers:
+def shared(
+    front: Front, *, explainer: Explainer, limits: Limits, owner: grpc.aio.Channel, worker: str
+) -> Handlers:
     """The same for one of several workers, which explains for itself; its `owner` asks all."""
 
     async def explain(request: explain_pb2.ExplainRequest) -> bytes:
-        explanation = explainer.explain(question(request))
+        asked = question(request)
+        explanation = await limits.met(explainer.explain(asked), asked)
         answer = to_proto(explanation, worker=worker, everywhere=await _everywhere(owner))
         return answer.SerializeToString()
 
@@ -101,6 +115,9 @@ def question(request: explain_pb2.ExplainRequest) -> Question:
         priority=request.priority,
         session=request.session,
         deadline_s=request.deadline_s or None,
+        department=request.department,
+        member=request.member,
+        key=request.key,
     )
 
 
@@ -139,7 +156,24 @@ def to_proto(
         answer.retry_budget.allowed = budget.allowed
         answer.retry_budget.left = budget.left
     answer.refusals.extend(map(_refusal, told.refused))
+    answer.limits.extend(map(_limit, told.limits))
     return answer
+
+
+def _limit(view: LimitView) -> explain_pb2.Limit:
+    return explain_pb2.Limit(
+        rule=view.rule,
+        says=view.says,
+        bucket=view.bucket,
+        holds=view.holds,
+        remaining=view.remaining,
+        wait_s=-1.0 if view.wait_s == math.inf else view.wait_s,
+        reset_s=view.reset_s,
+        shadow=view.shadow,
+        waits=view.waits,
+        waiting=view.waiting,
+        by=view.by,
+    )
 
 
 def _candidate(candidate: Candidate, everywhere: Everywhere) -> explain_pb2.Candidate:

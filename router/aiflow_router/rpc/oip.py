@@ -182,6 +182,8 @@ class _Oip:
             name = model_name(self._front.check_size(message))
             if name != asked:
                 _check_scope(visit, name)
+                if self._front.admission.limited:
+                    self._front.admission.check_as_one(visit, asked, name)
             if name == asked != call.plan.name:
                 return renamed(message, call.plan.name)
             if name != call.plan.name:

@@ -29,6 +29,9 @@ _COLOURS = {"READY": "green", "DRAINING": "yellow"}
 @click.option("--service", help="Of a call to this service, by its full name.")
 @click.option("--method", help="With --service: of this method.")
 @click.option("--tenant", help="Whose call it would be.")
+@click.option("--department", help="Of the tenant, for limits that each department has.")
+@click.option("--member", help="Of the tenant, for limits that each member has.")
+@click.option("--key", help="The id of its key, for limits that each key has.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="Its priority.")
 @click.option("--session", help="Its session.")
 @click.option(
@@ -106,7 +109,13 @@ def _print_explanation(console: Console, told: explain_pb2.ExplainResponse) -> N
             f"retries: {budget.left} more may be made now ({budget.retrying} of {budget.allowed} "
             f"are, {budget.inflight} calls in flight)"
         )
-    for refusal in told.refusals:
+    if told.limits:
+        console.print(_limits(told.limits))
+    _print_refusals(console, told.refusals)
+
+
+def _print_refusals(console: Console, refusals: Iterable[explain_pb2.CallRefusal]) -> None:
+    for refusal in refusals:
         would = "would only be counted as" if refusal.shadow else "is told"
         if refusal.goes_on_to:
             would = f"goes on to {escape(refusal.goes_on_to)} instead of"
@@ -153,6 +162,28 @@ def _gate(gate: explain_pb2.Gate) -> str:
     if gate.wait_s:
         says += f"; this call would wait about {_seconds(gate.wait_s)}"
     return says + ("; shadow: nobody waits, it is only counted" if gate.shadow else "")
+
+
+def _limits(limits: Iterable[explain_pb2.Limit]) -> Table:
+    table = _table("limit", "allows", "of", "left", "full in", "")
+    for one in limits:
+        notes = [f"known to {one.by}"]
+        if one.shadow:
+            notes.append("shadow: it only counts")
+        if one.waiting:
+            notes.append(f"{one.waiting} wait")
+        if one.wait_s:
+            short = "too little" if one.wait_s < 0 else f"enough in {_seconds(one.wait_s)}"
+            notes.append(f"[red]{short}[/red]")
+        table.add_row(
+            escape(one.rule),
+            escape(one.says),
+            escape(one.bucket),
+            f"{one.remaining:.6g} of {one.holds:.6g}",
+            _seconds(one.reset_s),
+            ", ".join(notes),
+        )
+    return table
 
 
 def _print_trace(console: Console, trace: explain_pb2.Trace) -> None:

@@ -89,6 +89,19 @@ async def test_a_router_starts_without_its_redis(start_redis: StartRedis) -> Non
         assert await codes(to, 2) == {"OK": 2}
 
 
+async def test_calls_wait_for_what_other_routers_take_too(redis_server: Server) -> None:
+    limits = "limits: [{name: some, rate: 20/s, burst: 1, wait: true, away: closed}]\n"
+    config = redis(redis_server) + limits
+    async with backend() as served, mesh(config) as one, mesh(config) as other:
+        for to in (one, other):
+            await to.register(served.address, models=("m",), services=())
+        began_s = time.monotonic()
+        met = await asyncio.gather(codes(one, 6), codes(other, 6))
+        passed_s = time.monotonic() - began_s
+    assert sum(met, Counter()) == {"OK": 12}
+    assert passed_s >= 11 / 20
+
+
 async def test_all_workers_of_a_router_together_grant_what_one_would(
     start_redis: StartRedis, tmp_path: Path
 ) -> None:

@@ -132,6 +132,29 @@ async def test_every_kind_of_call_is_limited(method: str) -> None:
         ]
 
 
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        pytest.param("match: {model: n}, ", "INVALID_ARGUMENT", id="it has limits of its own"),
+        pytest.param("per: [model], ", "INVALID_ARGUMENT", id="each model has a bucket"),
+        pytest.param("", "OK", id="both have the same limits"),
+    ],
+)
+async def test_no_model_is_reached_past_its_limits_by_the_stream_of_another(
+    rule: str, code: str
+) -> None:
+    config = f"limits: [{{name: a, {rule}rate: 1/h}}]"
+    async with limited(config, ModelStreamInfer=echo) as to:
+        call = to.mesh.channel.stream_stream(STREAM)()
+        await call.write(infer("m"))
+        assert await call.read() == infer("m")
+        await call.write(infer("n"))
+        await call.done_writing()
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await call.read()
+        assert (await call.code()).name == code
+
+
 async def test_reads_and_administration_are_not_limited() -> None:
     async with limited("limits: [{name: a, rate: 1/h}]", ModelMetadata=echo) as to:
         await to.infer()

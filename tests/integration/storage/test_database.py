@@ -12,7 +12,7 @@ from alembic.config import Config as Alembic
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fixtures.postgres import StartPostgres
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import CheckConstraint, Connection, insert, inspect, select, text
 
 from aiflow_router.storage import database
 from aiflow_router.storage.database import StorageError, changing, opened, reading
@@ -32,7 +32,24 @@ ROW = {
 
 def _differences(connection: Connection) -> list[object]:
     context = MigrationContext.configure(connection, opts={"compare_type": True})
-    return list(compare_metadata(context, METADATA))
+    return [*compare_metadata(context, METADATA), *_checks_missing(connection)]
+
+
+def _checks_missing(connection: Connection) -> set[str]:
+    """Alembic compares no CHECK."""
+    there = inspect(connection)
+    found = {
+        str(check["name"])
+        for table in there.get_table_names()
+        for check in there.get_check_constraints(table)
+    }
+    wanted = {
+        str(constraint.name)
+        for table in METADATA.sorted_tables
+        for constraint in table.constraints
+        if isinstance(constraint, CheckConstraint)
+    }
+    return wanted - found
 
 
 def _steps() -> list[str]:

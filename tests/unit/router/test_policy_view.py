@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aiflow_router.config.config import Config
 from aiflow_router.config.file import differing, parse, parse_policy
 from aiflow_router.policy.edition import edition
-from aiflow_router.policy.view import COLUMNS, difference, rows
+from aiflow_router.policy.view import COLUMNS, LIMIT_COLUMNS, difference, limit_rows, rows
 
 A, B = "{match: {model: a}, timeout: 2s}", "{match: {service: b.B}}"
 
@@ -112,3 +112,38 @@ def test_the_text_of_a_policy_is_that_policy(routes: list[dict[str, object]]) ->
 )
 def test_what_differs_beside_the_policy(text: str, keys: list[str]) -> None:
     assert differing(Config(), parse(text)) == keys
+
+
+LIMITS = """limits:
+  - {name: all, rate: 1000/s}
+  - {name: gpt, match: {model: gpt-5}, per: [tenant], rate: 4/min, burst: 1, wait: true}
+  - {name: few, match: {service: a.B}, concurrency: 3, mode: shadow}
+  - {name: tiny, rate: 4/min, strict: true, per: [key, model]}
+"""
+
+
+def test_a_line_a_limit() -> None:
+    found = [dict(zip(LIMIT_COLUMNS, row, strict=True)) for row in limit_rows(of(LIMITS))]
+    assert [row["limit"] for row in found] == ["all", "gpt", "few", "tiny"]
+    assert [row["of"] for row in found] == ["all calls", "model gpt-5", "service a.B", "all calls"]
+    assert [row["per"] for row in found] == ["platform", "tenant", "platform", "key, model"]
+    assert [row["allows"] for row in found] == [
+        *("1000/s calls", "4/min calls", "3 at a time", "4/min calls, strict")
+    ]
+    assert [row["burst"] for row in found] == ["one period", "1", "-", "-"]
+    assert [row["over it"] for row in found] == ["refused", "waits", "refused", "refused"]
+
+
+def test_a_limit_that_changes_is_a_difference() -> None:
+    after = LIMITS.replace("1000/s", "900/s").replace(
+        "  - {name: tiny, rate: 4/min", "  - {name: x, rate: 4/min"
+    )
+    lines = [(line.sign, line.text) for line in difference(of(LIMITS), of(after))]
+    assert lines[:4] == [
+        ("~", "limit all"),
+        ("~", "rate: 1000/s -> 900/s"),
+        ("-", "limit tiny"),
+        ("+", "limit x"),
+    ]
+    assert ("+", "rate: 4/min") in lines
+    assert list(difference(of(LIMITS), of(LIMITS))) == []

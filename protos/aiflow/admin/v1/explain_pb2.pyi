@@ -32,6 +32,9 @@ class ExplainRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
+    DEPARTMENT_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model it asks for, or empty."""
     service: _builtins.str
@@ -48,6 +51,14 @@ class ExplainRequest(_message.Message):
     """How long its caller would wait, in seconds; 0 for as long as the route
     lets it.
     """
+    department: _builtins.str
+    """Whose call it is within the tenant, for limits that each of them has; empty
+    for nobody's.
+    """
+    member: _builtins.str
+    """As above."""
+    key: _builtins.str
+    """The id of its key."""
     def __init__(
         self,
         *,
@@ -58,10 +69,13 @@ class ExplainRequest(_message.Message):
         priority: _builtins.str = ...,
         session: _builtins.str = ...,
         deadline_s: _builtins.float = ...,
+        department: _builtins.str = ...,
+        member: _builtins.str = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "method", b"method", "model", b"model", "priority", b"priority", "service", b"service", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "department", b"department", "key", b"key", "member", b"member", "method", b"method", "model", b"model", "priority", b"priority", "service", b"service", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -85,6 +99,7 @@ class ExplainResponse(_message.Message):
     GATES_FIELD_NUMBER: _builtins.int
     RETRY_BUDGET_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """The worker process that says so; empty where the router is one process."""
     policy_version: _builtins.str
@@ -119,6 +134,10 @@ class ExplainResponse(_message.Message):
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallRefusal]:
         """Calls that would be refused now; empty where every call would go in."""
 
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Limit]:
+        """The limits that the call would meet, in the order of the policy."""
+
     def __init__(
         self,
         *,
@@ -134,14 +153,83 @@ class ExplainResponse(_message.Message):
         gates: _abc.Iterable[Global___Gate] | None = ...,
         retry_budget: Global___RetryBudget | None = ...,
         refusals: _abc.Iterable[Global___CallRefusal] | None = ...,
+        limits: _abc.Iterable[Global___Limit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_budget", b"retry_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_default", b"by_default", "candidates", b"candidates", "gates", b"gates", "kind", b"kind", "matched", b"matched", "name", b"name", "policy", b"policy", "policy_version", b"policy_version", "refusals", b"refusals", "retry_budget", b"retry_budget", "verdict", b"verdict", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_default", b"by_default", "candidates", b"candidates", "gates", b"gates", "kind", b"kind", "limits", b"limits", "matched", b"matched", "name", b"name", "policy", b"policy", "policy_version", b"policy_version", "refusals", b"refusals", "retry_budget", b"retry_budget", "verdict", b"verdict", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class Limit(_message.Message):
+    """What is left of a limit for such a call. Without Redis each process has its
+    own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    SAYS_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    RESET_S_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Its name in the policy."""
+    says: _builtins.str
+    """What it allows, in words."""
+    bucket: _builtins.str
+    """Whose: the name, and who it counts, as "gpt|acme"."""
+    holds: _builtins.float
+    """The most that there ever is."""
+    remaining: _builtins.float
+    """What is left."""
+    wait_s: _builtins.float
+    """Seconds until there is enough for the call: 0 where there is, -1 where
+    there never is or the quota is used up.
+    """
+    reset_s: _builtins.float
+    """Seconds until all of it is there again."""
+    shadow: _builtins.bool
+    """It only counts."""
+    waits: _builtins.bool
+    """A call that finds too little waits."""
+    waiting: _builtins.int
+    """Calls that wait for it."""
+    by: _builtins.str
+    """Who knows what is left: memory, redis, lease, or while Redis is away open,
+    closed or share.
+    """
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        says: _builtins.str = ...,
+        bucket: _builtins.str = ...,
+        holds: _builtins.float = ...,
+        remaining: _builtins.float = ...,
+        wait_s: _builtins.float = ...,
+        reset_s: _builtins.float = ...,
+        shadow: _builtins.bool = ...,
+        waits: _builtins.bool = ...,
+        waiting: _builtins.int = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "by", b"by", "holds", b"holds", "remaining", b"remaining", "reset_s", b"reset_s", "rule", b"rule", "says", b"says", "shadow", b"shadow", "wait_s", b"wait_s", "waiting", b"waiting", "waits", b"waits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limit: _TypeAlias = Limit  # noqa: Y015
 
 @_typing.final
 class PolicyLine(_message.Message):

@@ -31,13 +31,14 @@ TENANTS = Table(
     METADATA,
     Column("tenant", Text, primary_key=True),
     # Its share where tenants wait for the same.
-    Column("weight", Float, CheckConstraint("weight > 0", name="weight"), nullable=False),
+    Column("weight", Float, nullable=False),
     # Which account pays first, "member" or "pool", and what happens when a member's is empty:
     # "refuse" or "pool".
     Column("pays_first", Text, nullable=False),
     Column("when_out", Text, nullable=False),
     Column("created_s", Float, nullable=False),
     Column("disabled_s", Float),
+    CheckConstraint("weight > 0", name="weight"),
 )
 
 DEPARTMENTS = Table(
@@ -96,10 +97,11 @@ INVITATIONS = Table(
     Column("tenant", Text, ForeignKey("tenants.tenant"), nullable=False),
     Column("department", Text),
     Column("role", Text, nullable=False),
-    Column("uses_left", Integer, CheckConstraint("uses_left >= 0", name="uses"), nullable=False),
+    Column("uses_left", Integer, nullable=False),
     Column("created_s", Float, nullable=False),
     Column("expires_s", Float, nullable=False),
     Column("revoked_s", Float),
+    CheckConstraint("uses_left >= 0", name="uses"),
 )
 
 # Who asked to be let in by an invitation, and what was decided.

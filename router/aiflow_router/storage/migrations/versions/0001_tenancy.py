@@ -44,6 +44,7 @@ def upgrade() -> None:
         sa.Column("when_out", sa.Text(), nullable=False),
         sa.Column("created_s", sa.Float(), nullable=False),
         sa.Column("disabled_s", sa.Float(), nullable=True),
+        sa.CheckConstraint("weight > 0", name=op.f("ck_tenants_weight")),
         sa.PrimaryKeyConstraint("tenant", name=op.f("pk_tenants")),
     )
     op.create_table(
@@ -67,6 +68,7 @@ def upgrade() -> None:
         sa.Column("expires_s", sa.Float(), nullable=False),
         sa.Column("revoked_s", sa.Float(), nullable=True),
         sa.ForeignKeyConstraint(["tenant"], ["tenants.tenant"], name=op.f("fk_invitations_tenant")),
+        sa.CheckConstraint("uses_left >= 0", name=op.f("ck_invitations_uses")),
         sa.PrimaryKeyConstraint("invitation", name=op.f("pk_invitations")),
         sa.UniqueConstraint("sha256", name=op.f("uq_invitations_sha256")),
     )
