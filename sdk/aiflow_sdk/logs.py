@@ -41,3 +41,5 @@ def configure(*, format: LogFormat | None = None, level: str = "INFO") -> None: 
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=last)
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    # It tells of each of its plugins as soon as it is imported.
+    logging.getLogger("alembic").setLevel(logging.WARNING)

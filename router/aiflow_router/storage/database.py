@@ -7,7 +7,6 @@ routers share a Postgres.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -105,8 +104,6 @@ def migrate(connection: Connection) -> None:
     alembic = Alembic()
     alembic.set_main_option("script_location", str(_MIGRATIONS))
     alembic.attributes["connection"] = connection
-    # Its steps are told by one line of ours.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     before = MigrationContext.configure(connection).get_current_revision()
     newest = ScriptDirectory.from_config(alembic).get_current_head()
     if before == newest:
