@@ -5,7 +5,7 @@
 One backend process echoes; each way to it is a process of its own, whose CPU time is read before
 and after. The ways take turns in each round, so that a slower moment of the machine meets all, and
 a ratio is the median of the rounds' ratios. The router runs as it would be run: keys required,
-metrics, and an access log to a file. The others do no more than pass on.
+two limits, metrics, and an access log to a file. The others do no more than pass on.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from router_unary import IN_FLIGHT, INFER
 from router_ways import start
 
 ROUNDS = 3
-POLICY = (
-    "`full` is the router with keys required, metrics, an access log and a limit on calls in flight"
-)
+POLICY = "`full` is the router with keys required, two limits, metrics, an access log and a gate"
 
 WANTED = {
     "full_vs_bare_cpu_100b": "<= 1.25",

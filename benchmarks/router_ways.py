@@ -30,6 +30,9 @@ discovery:
   static:
     - {{backend: oip, address: '{backend}', protocol: oip, models: [m]}}
     - {{backend: typed, address: '{backend}', protocol: grpc, services: [{typed}]}}
+limits:
+  - {{name: platform, rate: 100000/s}}
+  - {{name: tenant, per: [tenant], rate: 50000/s}}
 """
 
 
