@@ -47,7 +47,10 @@ def explaining(made: Parts, shared: Shared | None) -> registry.Handlers:
     )
     admission = front.admission
     limits = Limits(
-        rules=lambda: admission.rules, buckets=admission.buckets, waiting=admission.waits
+        rules=lambda: admission.rules,
+        buckets=admission.buckets,
+        lines=admission.waiting.lines,
+        clock=CLOCK,
     )
     if shared is None:
         return explain.handlers(front, explainer=explainer, limits=limits, journal=made.journal)

@@ -129,6 +129,7 @@ class LimitView:
         shadow: it would only count.
         waits: a call that finds too little waits.
         waiting: calls that do, of everybody.
+        ahead: those that would be served before this one.
         by: who knows what is left: this process, Redis, or what stands in for it.
     """
 
@@ -142,6 +143,7 @@ class LimitView:
     shadow: bool
     waits: bool
     waiting: int
+    ahead: int
     by: str
 
 

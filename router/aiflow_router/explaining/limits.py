@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from aiflow_router.explaining.explanation import Explanation, LimitView, Question, Refused
 from aiflow_router.explaining.policy import seconds
-from aiflow_router.limits.buckets import Buckets
+from aiflow_router.limits.buckets import Buckets, Standing
 from aiflow_router.limits.exceeded import error_of, said
+from aiflow_router.limits.line import Lines
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.rule import Ask, Rule
 from aiflow_router.limits.rules import Rules, asked, holds
@@ -32,12 +33,14 @@ class Limits:
 
     Attributes:
         rules: those in force.
-        waiting: calls that wait, by rule.
+        lines: of those that wait.
+        clock: that of the lines.
     """
 
     rules: Callable[[], Rules]
     buckets: Buckets
-    waiting: Callable[[], Mapping[str, int]]
+    lines: Lines
+    clock: Callable[[], float]
 
     async def met(self, told: Explanation, question: Question) -> Explanation:
         """`told`, with the limits that such a call would meet; nothing is taken."""
@@ -45,34 +48,53 @@ class Limits:
         if not asks:
             return told
         verdict = await self.buckets.look(asks)
-        waiting = self.waiting()
+        waiting, by = self.lines.waiting(), verdict.by
         views = tuple(
-            LimitView(
-                rule=ask.rule.name,
-                says=said(ask.rule),
-                bucket=ask.bucket,
-                holds=holds(ask.rule),
-                remaining=standing.remaining,
-                wait_s=standing.wait_s,
-                reset_s=standing.reset_s,
-                shadow=ask.rule.mode == "shadow",
-                waits=ask.rule.wait,
-                waiting=waiting.get(ask.rule.name, 0),
-                by=verdict.by,
-            )
+            self._view(ask, standing, question, waiting=waiting.get(ask.rule.name, 0), by=by)
             for ask, standing in zip(asks, verdict.standings, strict=True)
         )
         told = replace(told, limits=views)
-        if verdict.granted:
-            return told
-        error = error_of(Permit(asks=asks, holder="", verdict=verdict))
         short = [view for view in views if view.wait_s and not view.shadow]
+        if not short:
+            return told
         if all(view.waits and view.wait_s < math.inf for view in short):
-            wait_s = max(view.wait_s for view in short)
-            first = f'waits for the limit "{error.rule}", {seconds(wait_s)} at least'
+            longest = max(short, key=lambda view: view.wait_s)
+            first = f'waits for the limit "{longest.rule}", {seconds(longest.wait_s)} at least'
+            if longest.ahead:
+                first += f", behind {longest.ahead} others"
             return replace(told, verdict=f"{first}; then {told.verdict}")
+        error = error_of(Permit(asks=asks, holder="", verdict=verdict))
         refused = Refused(when=f"such a call of {error.subject} now", error=error)
         return replace(told, verdict=f"refused: {error}", refused=(refused, *told.refused))
+
+    def _view(
+        self, ask: Ask, standing: Standing, question: Question, *, waiting: int, by: str
+    ) -> LimitView:
+        rule, wait_s, ahead = ask.rule, standing.wait_s, 0
+        if rule.wait and rule.mode == "enforce" and wait_s < math.inf:
+            line = self.lines.outlook(
+                ask,
+                standing,
+                tenant=question.tenant,
+                weight=1.0,
+                priority=question.priority,
+                now_s=self.clock(),
+            )
+            wait_s, ahead = max(wait_s, line.wait_s), line.ahead
+        return LimitView(
+            rule=rule.name,
+            says=said(rule),
+            bucket=ask.bucket,
+            holds=holds(rule),
+            remaining=standing.remaining,
+            wait_s=wait_s,
+            reset_s=standing.reset_s,
+            shadow=rule.mode == "shadow",
+            waits=rule.wait,
+            waiting=waiting,
+            ahead=ahead,
+            by=by,
+        )
 
     def _asks(self, question: Question) -> tuple[Ask, ...]:
         who = _Who(

@@ -172,6 +172,7 @@ def _limit(view: LimitView) -> explain_pb2.Limit:
         shadow=view.shadow,
         waits=view.waits,
         waiting=view.waiting,
+        ahead=view.ahead,
         by=view.by,
     )
 

@@ -171,7 +171,7 @@ def _limits(limits: Iterable[explain_pb2.Limit]) -> Table:
         if one.shadow:
             notes.append("shadow: it only counts")
         if one.waiting:
-            notes.append(f"{one.waiting} wait")
+            notes.append(f"{one.waiting} wait, {one.ahead} of them before it")
         if one.wait_s:
             short = "too little" if one.wait_s < 0 else f"enough in {_seconds(one.wait_s)}"
             notes.append(f"[red]{short}[/red]")

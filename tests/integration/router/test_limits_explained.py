@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from integration.router.kit import until
 from integration.router.limits_kit import Limited, keys, limited, of
 
 from aiflow.admin.v1 import explain_pb2, explain_pb2_grpc
@@ -61,3 +63,23 @@ async def test_who_would_wait_is_told_so() -> None:
         assert told.verdict.startswith('waits for the limit "w"')
         assert told.limits[0].waits
         assert not told.refusals
+
+
+async def test_a_place_in_the_line_is_told_with_how_long_it_takes() -> None:
+    async with limited(ADMIN + "limits: [{name: w, rate: 30/min, burst: 1, wait: true}]") as to:
+        await to.infer(metadata=of("acme"))
+        waiting = [asyncio.create_task(to.infer(metadata=of("acme"))) for _ in range(3)]
+        admission = to.mesh.router.front.admission
+        await until(lambda: admission.waits()["w"] == 3)
+        told = await explained(to, tenant="acme")
+        (limit,) = told.limits
+        assert (limit.waiting, limit.ahead) == (3, 3)
+        assert 6 < limit.wait_s <= 8  # 2 s for each before it, and its own.
+        assert "behind 3 others" in told.verdict
+        # Another tenant has its fair share.
+        (limit,) = (await explained(to, tenant="beta")).limits
+        assert limit.ahead <= 1
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        await until(lambda: admission.waits()["w"] == 0)

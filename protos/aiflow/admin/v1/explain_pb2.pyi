@@ -182,6 +182,7 @@ class Limit(_message.Message):
     WAITS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     rule: _builtins.str
     """Its name in the policy."""
     says: _builtins.str
@@ -203,11 +204,13 @@ class Limit(_message.Message):
     waits: _builtins.bool
     """A call that finds too little waits."""
     waiting: _builtins.int
-    """Calls that wait for it."""
+    """Calls that wait for it, of everybody."""
     by: _builtins.str
     """Who knows what is left: memory, redis, lease, or while Redis is away open,
     closed or share.
     """
+    ahead: _builtins.int
+    """Calls that would be served before this one: its position, less one."""
     def __init__(
         self,
         *,
@@ -222,10 +225,11 @@ class Limit(_message.Message):
         waits: _builtins.bool = ...,
         waiting: _builtins.int = ...,
         by: _builtins.str = ...,
+        ahead: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "by", b"by", "holds", b"holds", "remaining", b"remaining", "reset_s", b"reset_s", "rule", b"rule", "says", b"says", "shadow", b"shadow", "wait_s", b"wait_s", "waiting", b"waiting", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "bucket", b"bucket", "by", b"by", "holds", b"holds", "remaining", b"remaining", "reset_s", b"reset_s", "rule", b"rule", "says", b"says", "shadow", b"shadow", "wait_s", b"wait_s", "waiting", b"waiting", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
