@@ -28,6 +28,7 @@ class Call:
         backend_s: time spent waiting for backends.
         streamed_bytes: of a stream that has ended, in both directions.
         answers: messages of it that came from the backend.
+        begun: its caller was sent initial metadata, so the backend's own goes with the trailing.
         sent: a backend may have begun to work on it.
         most: endpoints that may be tried; None: as many as the plan says.
         paid_by: the budget that its retries are taken from; None: the plan's.
@@ -47,6 +48,7 @@ class Call:
     backend_s: float = 0.0
     streamed_bytes: int = 0
     answers: int = 0
+    begun: bool = False
     sent_s: float = 0.0
     because: str = ""
     notes: list[Note] | None = None

@@ -36,7 +36,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
     take: Take,
     answer_within_s: float | None = None,
 ) -> list[Pair]:
-    """Passes the call through to its end; the answer is the trailing metadata.
+    """Passes the call through to its end; the answer is what belongs into the trailing metadata.
 
     `first` is the caller's first message where it was already read; `take` makes of a further one
     what is passed on, and raises an AiflowError for one that must not be. `answer_within_s` bounds
@@ -60,9 +60,9 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
     received = received_bytes = 0
     message: Any
     try:
-        initial = await rpc.initial_metadata()
-        if not rpc.done():  # Else the answer is trailers only.
-            await context.send_initial_metadata(tuple(back(initial)))
+        initial = back(await rpc.initial_metadata())
+        if not rpc.done() and not call.begun:  # Else the answer is trailers only.
+            await context.send_initial_metadata(tuple(initial))
         while (message := await unbroken(rpc.read())) is not grpc.aio.EOF:
             received += 1
             received_bytes += len(message)
@@ -71,7 +71,8 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
             patience.answered()
             await context.write(message)
         outcome = "OK"
-        return back(await rpc.trailing_metadata())
+        late = initial if call.begun else ()
+        return [*late, *back(await rpc.trailing_metadata())]
     except grpc.aio.AioRpcError as failure:
         outcome = failures.outcome(failure, call, now_s=sender.clock())
         lost = await sender.lost(call, link, failure)

@@ -218,6 +218,7 @@ class _Way:
             paid_by=self._course.budget,
             because="" if detour is None else "fallback",
             notes=None if detour is None else detour.notes,
+            begun=self._visit.line is not None,
         )
         return self._call
 

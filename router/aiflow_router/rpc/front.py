@@ -214,9 +214,12 @@ class Front:
 
     async def reply(self, visit: Visit, context: Context, answer: Answer) -> bytes:
         """The message for the caller, whom the metadata is told."""
-        if answer.initial and (initial := back(answer.initial)):
-            await context.send_initial_metadata(tuple(initial))
         trailing = back(answer.trailing) if answer.trailing else []
+        if answer.initial and (initial := back(answer.initial)):
+            if visit.line is None:
+                await context.send_initial_metadata(tuple(initial))
+            else:  # It was sent when the call began to wait.
+                trailing = [*initial, *trailing]
         if trailing:
             if visit.kept_by:  # This call took nothing.
                 trailing = [pair for pair in trailing if pair[0] != USED]
@@ -274,6 +277,7 @@ class Front:
             onward=visit.head.onward,
             deadline_s=self._clock() + timeout_s,
             timed_here=timed_here,
+            begun=visit.line is not None,
         )
         return visit.call
 
@@ -317,7 +321,7 @@ class Front:
             _note_used(visit, told)
             self._ended(visit, error.code().name, reason="BACKEND_STATUS", unary=unary)
             initial = back(error.initial_metadata() or ()) if unary else ()
-            if initial:
+            if initial and visit.line is None:
                 await context.send_initial_metadata(tuple(initial))
             trailing = visit.trailers(told)
             await _refuse(context, error.code(), error.details() or "", trailing)

@@ -171,8 +171,6 @@ class Visit:
     def trailers(self, metadata: Iterable[Pair] = ()) -> tuple[Pair, ...]:
         if self.permit is not None:
             metadata = (*metadata, *_left(self.permit))
-        if self.line is not None:
-            metadata = (*metadata, *queued(self.line))
         if self.credits:
             metadata = (*metadata, (CREDITS, written(self.credits)))
         if self.detour is not None:

@@ -14,7 +14,7 @@ from aiflow_router.limits.line import Lines, Place, placed, waits_for
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.refusal import over_deadline, over_limit
 from aiflow_router.limits.rule import Ask, Rule
-from aiflow_router.rpc.visit import Context, Visit
+from aiflow_router.rpc.visit import Context, Visit, queued
 from aiflow_sdk import errors
 
 # The transport ends a call a little before or after our own clock says that it is due.
@@ -77,7 +77,7 @@ class Waiting:
             label=visit.label,
         )
         try:
-            granted = await self._served(visit, place, verdict, holder=holder)
+            granted = await self._served(visit, place, verdict, context, holder=holder)
         except errors.AiflowError:
             self._refused(place.ask.rule)
             raise
@@ -88,13 +88,17 @@ class Waiting:
         return granted
 
     async def _served(
-        self, visit: Visit, place: Place, verdict: Verdict, *, holder: str
+        self, visit: Visit, place: Place, verdict: Verdict, context: Context, *, holder: str
     ) -> Verdict | None:
         """What it is told in the end; None where it is stale."""
         woken = asyncio.Event()
         place.wake = woken.set
         try:
+            first = visit.line is None
             self._join(visit, place, verdict, holder=holder)
+            if first and visit.line is not None:
+                # At once: this is for whoever waits.
+                await context.send_initial_metadata(queued(visit.line))
             while await self._turn(place, woken):
                 self.lines.tries(place)
                 verdict = await self._buckets.take(place.asks, holder=holder)

@@ -58,6 +58,11 @@ async def trailers(call: Any) -> dict[str, Any]:
     return dict(tuple(await call.trailing_metadata()))
 
 
+async def begun(call: Any) -> dict[str, Any]:
+    """What its caller is told before the answer."""
+    return dict(tuple(await call.initial_metadata()))
+
+
 async def change(m: Mesh, document: str) -> None:
     stub = policy_pb2_grpc.PolicyServiceStub(m.channel)
     await stub.Set(policy_pb2.SetPolicyRequest(document=document))
@@ -74,15 +79,45 @@ async def test_who_is_over_the_limit_waits_for_its_turn() -> None:
         assert await asyncio.gather(*calls) == [infer("m")] * 5
         assert 0.2 <= time.monotonic() - since_s < 2
         assert names(server) == ["0", "1", "2", "3", "4"]
-        told = [await trailers(one) for one in calls]
+        told = [await begun(one) for one in calls]
         assert "x-aiflow-queue-position" not in told[0]
         assert [one["x-aiflow-queue-position"] for one in told[1:]] == ["1", "2", "3", "4"]
         assert float(told[4]["x-aiflow-queue-estimate"]) == pytest.approx(0.2, abs=0.05)
-        assert told[4]["x-ratelimit-limit"] == "1"
+        assert (await trailers(calls[4]))["x-ratelimit-limit"] == "1"
         metrics = await m.metrics()
         assert 'aiflow_queue_wait_seconds_count{model="m"} 4.0' in metrics
         assert 'aiflow_ratelimit_total{result="over",rule="gpt"} 0.0' in metrics
         assert len(lines(m)) == 0
+
+
+async def test_who_waits_is_told_at_once_and_the_backends_own_comes_at_the_end() -> None:
+    async def greets(seen: Seen, context: Any) -> None:
+        await context.send_initial_metadata((("x-hello", "early"),))
+        await echo(seen, context)
+
+    async with (
+        backend(ModelInfer=greets, ModelStreamInfer=greets) as server,
+        mesh("limits: [{name: gpt, rate: 2/s, burst: 1, wait: true}]") as m,
+    ):
+        await m.register(server.address, models=("m",))
+        first = call(m)
+        await first
+        assert (await begun(first))["x-hello"] == "early"
+        unary = call(m)
+        await until(lambda: waiting(m) == 1)
+        stream: Any = m.channel.stream_stream(STREAM)(iter([infer("m")]))
+        told = await begun(stream)
+        assert not stream.done()
+        assert told["x-aiflow-queue-position"] == "2"
+        assert float(told["x-aiflow-queue-estimate"]) > 0.2
+        assert "x-hello" not in told
+        assert await unary == infer("m")
+        # grpc.aio shows it to the caller of a unary call with the answer only.
+        assert (await begun(unary))["x-aiflow-queue-position"] == "1"
+        assert "x-hello" not in await begun(unary)
+        assert [message async for message in stream] == [infer("m")]
+        for one in (unary, stream):
+            assert (await trailers(one))["x-hello"] == "early"
 
 
 async def test_a_deadline_that_cannot_be_kept_is_told_at_once() -> None:
