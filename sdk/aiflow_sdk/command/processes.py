@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ _TIED = str(Path(__file__).with_name("tied.py"))
 _LINE_LIMIT = 1024 * 1024
 _LAST_WORDS_S = 2.0
 _LOOK_S = 0.05
+_SIGNALS_S = 0.2
 
 Say = Callable[[str, str], None]
 """Takes a part's name and a line it wrote, or a line about it."""
@@ -114,7 +115,11 @@ class Supervisor:
     def close(self) -> None:
         """Stops every part, last started first, and waits for it; may be repeated."""
         if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+            stopped = asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
+            # A second signal may be given to another thread: this one has to wake to see it.
+            while wait((stopped,), timeout=_SIGNALS_S).not_done:
+                continue
+            stopped.result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 

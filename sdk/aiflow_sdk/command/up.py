@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,8 @@ from aiflow_sdk.command.mesh import DEFAULT_CONSUL, SERVERS, Discovery, Mesh, me
 from aiflow_sdk.command.processes import StartError, Supervisor
 from aiflow_sdk.errors import AiflowError
 
+# How often a signal is looked for.
+_LOOK_S = 0.2
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
@@ -110,7 +111,10 @@ def up(
         ) as running:
             ready = True
             click.echo(_welcome(running))
-            threading.Event().wait()
+            while True:
+                # Linux may give the signal to another thread, and Python handles it in this one
+                # only, which nothing would wake.
+                time.sleep(_LOOK_S)
     except StartError as error:
         raise click.ClickException(str(error)) from error
     except _StoppedError:
