@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import signal
 import subprocess
@@ -116,6 +117,20 @@ def test_a_signal_stops_everything_cleanly(number: signal.Signals) -> None:
     with up() as running:
         running.process.send_signal(number)
         assert running.process.wait(timeout=15) == 0
+        assert running.left() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are named as Linux does")
+def test_a_signal_that_another_thread_is_given_counts_as_well() -> None:
+    """Which the kernel may do; Python handles it in the main thread, and has to wake that."""
+    with up(deaf=True) as running:
+        pid = running.process.pid
+        other = next(one.id for one in psutil.Process(pid).threads() if one.id != pid)
+        tgkill = ctypes.CDLL(None).tgkill
+        assert tgkill(pid, other, signal.SIGTERM) == 0
+        running.stderr_has("once more to stop at once")
+        assert tgkill(pid, other, signal.SIGTERM) == 0
+        assert running.process.wait(timeout=10) == 128 + signal.SIGTERM
         assert running.left() == []
 
 
