@@ -14,6 +14,7 @@ from aiflow_router.storage.database import opened
 from aiflow_router.tenancy.book import PageOf
 from aiflow_router.tenancy.keys import NewKey
 from aiflow_router.tenancy.office import Office
+from aiflow_router.tenancy.records import Key
 from aiflow_sdk import errors
 
 NOW_S = 1_800_000_000.0
@@ -261,6 +262,35 @@ async def test_only_the_platform_hands_out_keys_that_may_register(desk: Desk) ->
     itself = caller("ann", "member", "register", key=made.key.key)
     rotated = await desk.office.keys.rotate(itself, made.key.key, overlap_s=0.0, lives_s=None)
     assert rotated.key.may == ["register"]
+
+
+async def test_a_key_is_changed_by_who_could_have_made_it(desk: Desk) -> None:
+    keys = desk.office.keys
+    await desk.tenant()
+    boss = await desk.member("boss", "tenant_admin")
+    await desk.member("ann")
+    made = (await desk.key(boss, "ann", models=["gpt-*"], lives_s=DAY_S)).key
+    ann = caller("ann", "member", "call", key=made.key)
+
+    async def change(by: Caller, key: str = made.key, **given: Any) -> Key:
+        return await keys.update(by, key, **{"name": None, "models": None, "methods": None} | given)
+
+    changed = await change(boss, name="phone", models=["m", "m"], methods=["/a.Echo/*"])
+    assert (changed.name, changed.models, changed.methods) == ("phone", ["m"], ["/a.Echo/*"])
+    assert (changed.key, changed.expires_s, changed.may) == (made.key, made.expires_s, made.may)
+    assert (await change(boss, models=[])).models is None
+    lines = len(await desk.changes())
+    assert await change(boss, name="phone", methods=["/a.Echo/*"]) == await change(boss)
+    assert len(await desk.changes()) == lines, "what stays is no change"
+    with pytest.raises(errors.PermissionDeniedError, match=r"key\.change"):
+        await change(ann, models=[])
+    registers = await desk.key(ROOT, "ann", rights=["register"], methods=["/a.Echo/*"])
+    with pytest.raises(errors.PermissionDeniedError, match="only a platform_admin"):
+        await change(boss, registers.key.key, methods=[])
+    await keys.revoke(boss, made.key)
+    with pytest.raises(errors.RefusedError) as ended:
+        await change(boss, name="again")
+    assert ended.value.reason == "KEY_ENDED"
 
 
 async def test_a_disabled_member_gets_no_key(desk: Desk) -> None:
