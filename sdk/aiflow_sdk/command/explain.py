@@ -258,4 +258,9 @@ def _state(number: registry_pb2.EndpointState.ValueType) -> str:
 
 
 def _seconds(value_s: float) -> str:
-    return f"{value_s * 1000:.3g} ms" if value_s < 1 else f"{value_s:.3g} s"
+    if value_s < 1:
+        return f"{value_s * 1000:.3g} ms"
+    for unit, length_s in (("s", 1), ("min", 60), ("h", 3600)):
+        if value_s < 100 * length_s:
+            return f"{value_s / length_s:.3g} {unit}"
+    return f"{value_s / 86_400:.3g} d"

@@ -127,6 +127,10 @@ async def test_mistakes_are_told_in_a_line(tmp_path: Path) -> None:
         assert "--department or --role" in said
         said = await run("key", "set", "aif_00000000", key=boss, code=2)
         assert "--name, --model or --method" in said
+        said = await run("tenant", "show", "a\udcff", key=root, code=2)
+        assert "cannot be sent: write UTF-8" in said
+        said = await run("tenant", "audit", "--limit", "9" * 20, key=root, code=2)
+        assert "is not in the range" in said
     async with mesh() as m:
         said = await aiflow("tenant", "list", cwd=tmp_path, router=m.router.grpc_address, code=1)
         assert "FAILED_PRECONDITION/NO_STORAGE" in said
