@@ -167,7 +167,8 @@ def _gate(gate: explain_pb2.Gate) -> str:
 def _limits(limits: Iterable[explain_pb2.Limit]) -> Table:
     table = _table("limit", "allows", "of", "left", "full in", "")
     for one in limits:
-        notes = [f"known to {one.by}"]
+        away = one.by in ("share", "open", "closed")
+        notes = [f"Redis is away: {one.by}" if away else f"known to {one.by}"]
         if one.shadow:
             notes.append("shadow: it only counts")
         if one.waiting:
