@@ -67,9 +67,12 @@ async def test_a_router_goes_on_while_redis_is_away_and_it_can_be_seen(
     start_redis: StartRedis,
 ) -> None:
     server = start_redis()
-    limits = "limits: [{name: some, rate: 1000/s, away: open}]\n"
+    limits = (
+        "limits: [{name: some, rate: 1000/s, away: open}, {name: few, match: {model: n}, "
+        "rate: 9/s, away: closed}, {name: all, match: {model: n}, rate: 9/s}]\n"
+    )
     async with backend() as served, mesh(redis(server) + limits) as to:
-        await to.register(served.address, models=("m",), services=())
+        await to.register(served.address, models=("m", "n"), services=())
         assert await codes(to, 3) == {"OK": 3}
         server.kill()
         assert await codes(to, 3) == {"OK": 3}
@@ -78,8 +81,12 @@ async def test_a_router_goes_on_while_redis_is_away_and_it_can_be_seen(
         assert 'aiflow_limits_decided_total{by="open"} 3.0' in text
         assert 'aiflow_limits_redis_errors_total{kind="closed"} 1.0' in text
         explain: Any = explain_pb2_grpc.ExplainServiceStub(to.channel).Explain
-        (told,) = (await explain(explain_pb2.ExplainRequest(model="m"))).limits
-        assert (told.rule, told.by) == ("some", "open")
+        told = (await explain(explain_pb2.ExplainRequest(model="n"))).limits
+        assert {limit.rule: limit.by for limit in told} == {
+            "some": "open",
+            "few": "closed",
+            "all": "share",
+        }
 
 
 async def test_a_router_starts_without_its_redis(start_redis: StartRedis) -> None:
