@@ -221,6 +221,9 @@ async def test_bad_input_is_told_with_its_field(tmp_path: Path) -> None:
             ({"micro_credits": 2**62, "reference": "a"}, "micro_credits"),
             ({"micro_credits": 5}, "reference"),
             ({"micro_credits": 5, "reference": "a" * 200}, "reference"),
+            ({"micro_credits": 5, "reference": "a\x1b[2J"}, "reference"),
+            ({"micro_credits": 5, "reference": "a", "note": "a\0b"}, "note"),
+            ({"micro_credits": 5, "reference": "a", "note": "a" * 257}, "note"),
         ]
         for fields, field in wrong:
             error = await refused(found.root.TopUp(tenant="acme", **fields))
