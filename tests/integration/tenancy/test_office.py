@@ -3,86 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from integration.tenancy.desk import ALL, DAY_S, NOW_S, ROOT, Desk, caller
 
-from aiflow_router.identity.caller import Caller, Right, Role
-from aiflow_router.storage.database import opened
+from aiflow_router.identity.caller import Caller, Role
 from aiflow_router.tenancy.book import PageOf
-from aiflow_router.tenancy.keys import NewKey
-from aiflow_router.tenancy.office import Office
 from aiflow_sdk import errors
-
-NOW_S = 1_800_000_000.0
-DAY_S = 86_400.0
-ALL = PageOf()
-ROOT = Caller(name="ops", tenant="ops", key="ops", may=frozenset({"admin"}), role="platform_admin")
-
-
-class Clock:
-    """The wall clock, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = NOW_S
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class Desk:
-    """An office, with a clock and what was told everywhere."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self.engine = engine
-        self.wall = Clock()
-        self.told: list[int] = []
-        self.office = Office(engine, everywhere=self.everywhere, wall=self.wall)
-
-    async def everywhere(self, number: int) -> None:
-        self.told.append(number)
-
-    async def tenant(self, name: str = "acme") -> None:
-        await self.office.tenants.create(
-            ROOT, name, weight=1.0, pays_first="member", when_out="pool"
-        )
-
-    async def member(self, name: str, role: Role = "member", department: str = "") -> Caller:
-        """Made by the platform; who calls with a key of it that may `admin`."""
-        await self.office.members.create(ROOT, "acme", name, department=department, role=role)
-        return caller(name, role, department=department)
-
-    async def key(self, by: Caller, member: str, **options: Any) -> NewKey:
-        given: dict[str, Any] = {
-            "name": "laptop",
-            "models": (),
-            "methods": (),
-            "rights": (),
-            "lives_s": 0.0,
-        }
-        return await self.office.keys.create(by, "acme", member, **{**given, **options})
-
-    async def changes(self) -> list[tuple[str, str, str]]:
-        """Action, subject and actor, the latest last."""
-        page = await self.office.changes.list(ROOT, "", ALL, kind="", subject="")
-        return [(one.action, one.subject, one.actor) for one in reversed(page.items)]
-
-
-def caller(
-    member: str, role: Role = "member", *rights: Right, department: str = "", key: str = ""
-) -> Caller:
-    may = frozenset(rights or ("call", "admin"))
-    return Caller(
-        name="k", tenant="acme", member=member, role=role, department=department, key=key, may=may
-    )
-
-
-@pytest.fixture
-async def desk(storage_url: str) -> AsyncIterator[Desk]:
-    async with opened(storage_url) as engine:
-        yield Desk(engine)
 
 
 async def test_a_tenant_is_made_seen_changed_and_disabled(desk: Desk) -> None:
@@ -195,116 +123,6 @@ async def test_a_member_is_changed_only_to_what_is_in_reach(desk: Desk) -> None:
         await change(caller("ann", department="sales"), "nobody", disabled=True)
     assert (await change(boss, "ann", disabled=True, department="lab")).disabled_s == NOW_S
     assert (await change(boss, "ann", disabled=False)).disabled_s is None
-
-
-async def test_a_key_is_shown_once_listed_and_revoked(desk: Desk) -> None:
-    keys = desk.office.keys
-    await desk.tenant()
-    boss = await desk.member("boss", "tenant_admin")
-    await desk.member("ann")
-    made = await desk.key(boss, "ann", models=["gpt-*"], methods=["/a.Echo/*"], lives_s=DAY_S)
-    assert made.secret.startswith(f"{made.key.key}_")
-    assert (made.key.models, made.key.methods) == (["gpt-*"], ["/a.Echo/*"])
-    assert (made.key.may, made.key.expires_s) == (["call"], NOW_S + DAY_S)
-    admins = await desk.key(boss, "boss")
-    assert admins.key.may == ["admin", "call"], "who administers can do it with the key"
-    listed = await keys.list(boss, "acme", ALL, member="ann", ended=False)
-    assert listed.items == (made.key,)
-    ann = caller("ann", "member", "call", key=made.key.key)
-    assert (await keys.list(ann, "acme", ALL, member="", ended=False)).items == (made.key,)
-    for stranger in (ann, Caller(name="", tenant="rival", role="tenant_admin", may=boss.may)):
-        with pytest.raises(errors.NotFoundError) as unseen:
-            await keys.get(stranger, admins.key.key)
-        assert unseen.value.reason == "KEY_NOT_FOUND"
-    with pytest.raises(errors.NotFoundError, match=f"did you mean.* {made.key.key}"):
-        await keys.get(boss, made.key.key + "0")
-    assert (await keys.revoke(boss, made.key.key)).state(NOW_S) == "revoked"
-    await keys.revoke(boss, made.key.key)
-    assert (await keys.list(ann, "acme", ALL, member="", ended=False)).items == ()
-    assert len((await keys.list(ann, "acme", ALL, member="", ended=True)).items) == 1
-    log = await desk.changes()
-    assert [one for one in log if one[1] == made.key.key] == [
-        ("key.create", made.key.key, "acme/boss"),
-        ("key.revoke", made.key.key, "acme/boss"),
-    ]
-    assert all(made.secret not in str(one) for one in log)
-
-
-@pytest.mark.parametrize(
-    ("options", "what"),
-    [
-        pytest.param({"rights": ["cal"]}, "did you mean call", id="a right that there is not"),
-        pytest.param({"name": ""}, "name must be", id="no name"),
-        pytest.param({"models": ["a\nb"]}, "models must be patterns", id="a pattern of two lines"),
-        pytest.param({"models": ["*a*a*a*a*"]}, "more than 4 stars", id="a pattern of many stars"),
-        pytest.param({"methods": ["a.Echo/*"]}, "/a.Echo/", id="a method that can never match"),
-        pytest.param({"lives_s": -1.0}, "lives_ms must be", id="a life below zero"),
-        pytest.param({"lives_s": 1e15}, "lives_ms must be", id="a life of ages"),
-    ],
-)
-async def test_a_wrong_key_is_not_made(desk: Desk, options: dict[str, Any], what: str) -> None:
-    await desk.tenant()
-    await desk.member("ann")
-    with pytest.raises(errors.BadInputError, match=what):
-        await desk.key(ROOT, "ann", **options)
-
-
-async def test_only_the_platform_hands_out_keys_that_may_register(desk: Desk) -> None:
-    await desk.tenant()
-    boss = await desk.member("boss", "tenant_admin")
-    await desk.member("ann")
-    with pytest.raises(errors.PermissionDeniedError, match="only a platform_admin"):
-        await desk.key(boss, "ann", rights=["register"])
-    made = await desk.key(ROOT, "ann", rights=["register"])
-    with pytest.raises(errors.PermissionDeniedError, match="only a platform_admin"):
-        await desk.office.keys.rotate(boss, made.key.key, overlap_s=0.0, lives_s=None)
-    itself = caller("ann", "member", "register", key=made.key.key)
-    rotated = await desk.office.keys.rotate(itself, made.key.key, overlap_s=0.0, lives_s=None)
-    assert rotated.key.may == ["register"]
-
-
-async def test_a_disabled_member_gets_no_key(desk: Desk) -> None:
-    await desk.tenant()
-    await desk.member("ann")
-    await desk.office.members.update(ROOT, "acme", "ann", department=None, role=None, disabled=True)
-    with pytest.raises(errors.RefusedError) as refused:
-        await desk.key(ROOT, "ann")
-    assert refused.value.reason == "MEMBER_DISABLED"
-
-
-async def test_a_key_is_rotated_with_an_overlap(desk: Desk) -> None:
-    keys = desk.office.keys
-    await desk.tenant()
-    boss = await desk.member("boss", "tenant_admin")
-    await desk.member("ann")
-    old = await desk.key(boss, "ann", models=["gpt-*"], lives_s=30 * DAY_S)
-    ann = caller("ann", "member", "call", key=old.key.key)
-    with pytest.raises(errors.PermissionDeniedError):
-        await keys.rotate(ann, old.key.key, overlap_s=60.0, lives_s=0.0)
-    new = await keys.rotate(ann, old.key.key, overlap_s=60.0, lives_s=None)
-    assert new.replaced is not None
-    assert new.replaced.expires_s == NOW_S + 60.0
-    assert new.key.expires_s == old.key.expires_s, "it lives no longer than the old one would have"
-    assert (new.key.models, new.key.instead_of) == (["gpt-*"], old.key.key)
-    with pytest.raises(errors.RefusedError) as twice:
-        await keys.rotate(ann, old.key.key, overlap_s=60.0, lives_s=None)
-    assert twice.value.reason == "KEY_ROTATED"
-    assert new.key.key in twice.value.message
-    desk.wall.now_s += 61.0
-    assert (await keys.get(boss, old.key.key)).state(desk.wall()) == "expired"
-    with pytest.raises(errors.RefusedError) as ended:
-        await keys.rotate(boss, old.key.key, overlap_s=60.0, lives_s=None)
-    assert ended.value.reason == "KEY_ENDED"
-    for_ever = await keys.rotate(boss, new.key.key, overlap_s=0.0, lives_s=0.0)
-    assert for_ever.key.expires_s is None
-    with pytest.raises(errors.BadInputError, match="overlap_ms"):
-        await keys.rotate(boss, for_ever.key.key, overlap_s=91 * DAY_S, lives_s=None)
-    assert [action for action, _, _ in await desk.changes()][-4:] == [
-        "key.expire",
-        "key.rotate",
-        "key.expire",
-        "key.rotate",
-    ]
 
 
 async def test_who_is_invited_applies_is_approved_and_gets_a_key_once(desk: Desk) -> None:
