@@ -13,7 +13,7 @@ from aiflow_router.limits.exceeded import error_of, said
 from aiflow_router.limits.line import Lines
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.rule import Ask, Rule
-from aiflow_router.limits.rules import Rules, asked, holds
+from aiflow_router.limits.rules import Rules, asked
 
 # Whose a call is that says no tenant.
 _ANYBODY = "anonymous"
@@ -85,7 +85,7 @@ class Limits:
             rule=rule.name,
             says=said(rule),
             bucket=ask.bucket,
-            holds=holds(rule),
+            holds=rule.holds,
             remaining=standing.remaining,
             wait_s=wait_s,
             reset_s=standing.reset_s,
