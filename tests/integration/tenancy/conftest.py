@@ -1,11 +1,11 @@
-"""Each test that asks for `desk` runs on both databases."""
+"""What the tests of one office have in common."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 import pytest
-from integration.tenancy.office_kit import Desk
+from integration.tenancy.desk import Desk
 
 from aiflow_router.storage.database import opened
 

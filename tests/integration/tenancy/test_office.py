@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from integration.tenancy.office_kit import ALL, ROOT, Desk
+from integration.tenancy.desk import ALL, ROOT, Desk
 
 from aiflow_router.tenancy.book import PageOf
 from aiflow_sdk import errors

@@ -1,4 +1,4 @@
-"""An office over a database, without a router: what administration does and who asks for it."""
+"""An office on a database of the test's own, with a clock that is moved by hand."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from integration.tenancy.office_kit import ALL, DAY_S, ROOT, Desk
+from integration.tenancy.desk import ALL, DAY_S, ROOT, Desk
 
 from aiflow_router.identity.caller import Role
 from aiflow_sdk import errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from integration.tenancy.office_kit import ALL, DAY_S, NOW_S, ROOT, Desk, caller
+from integration.tenancy.desk import ALL, DAY_S, NOW_S, ROOT, Desk, caller
 
 from aiflow_router.identity.caller import Caller
 from aiflow_sdk import errors
