@@ -18,9 +18,9 @@ import trustme
 from contract.buckets.kit import ask, granted, rule
 from fixtures.redis import Server, StartRedis
 from integration.router.kit import Mesh, backend, infer, mesh, until
+from integration.router.processes_kit import router
+from integration.router.processes_kit import until as until_true
 from integration.router.test_nothing_kept import SETTLED_S, STRAGGLERS, collector_off
-from integration.router.test_processes import router
-from integration.router.test_processes import until as until_true
 
 from aiflow.admin.v1 import explain_pb2, explain_pb2_grpc, policy_pb2, policy_pb2_grpc
 from aiflow_router.config.file import parse

@@ -11,7 +11,7 @@ import pytest
 from fixtures.consul import StartAgent
 from integration.router.consul_kit import INFER, discovery, entry, register
 from integration.router.kit import backend, infer
-from integration.router.test_processes import ALONE, TWO, Running, router, start, until
+from integration.router.processes_kit import ALONE, TWO, Running, router, start, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="listen.workers needs Linux")
 

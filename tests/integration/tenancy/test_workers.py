@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from integration.router.kit import backend
-from integration.router.test_processes import ALONE, Running, router
+from integration.router.processes_kit import ALONE, Running, router
 from integration.tenancy.kit import Admin, echo, refused
 
 from aiflow.admin.v1 import tenancy_pb2 as pb
