@@ -234,6 +234,8 @@ def made(
         metrics=metrics,
         keys=identity.keys,
     )
+    if (directory := identity.directory) is not None:
+        directory.on_change = lambda: front.streams.end(directory.withdrawn)
     found = catalog(config) if shared is None else shared.mirror
     return Parts(
         config=config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -17,12 +18,17 @@ _log = structlog.get_logger(__name__)
 REACHED_WITHIN_S = 5.0
 
 
+def _nobody() -> None:
+    pass
+
+
 class Directory:
     """Lives in one event loop; `Following` keeps it as the database is.
 
     Attributes:
         number: of the last row of the audit log that is taken in; -1 before the first look.
         names_members: whether members are kept too, which only tokens need.
+        on_change: told when some of it has changed.
     """
 
     def __init__(
@@ -34,6 +40,7 @@ class Directory:
     ) -> None:
         self.number = -1
         self.names_members = names_members
+        self.on_change: Callable[[], object] = _nobody
         self._clock = clock
         self._wall = wall
         self._keys: dict[bytes, Caller] = {}
@@ -49,10 +56,7 @@ class Directory:
         if caller is None:
             return None
         if caller.barred:
-            raise errors.AuthenticationError(
-                f"API key {caller.key} is not good: {caller.barred}. Ask an admin of "
-                f'tenant "{caller.tenant}"'
-            )
+            raise errors.AuthenticationError(_barred(caller))
         if caller.expires_s is not None and caller.expires_s <= self._wall():
             raise errors.AuthenticationError(
                 f"API key {caller.key} expired at {shown(caller.expires_s)}: make another one with "
@@ -65,6 +69,17 @@ class Directory:
         """As who calls a member that has no key."""
         return self._members.get((tenant, member))
 
+    def withdrawn(self, key: str, caller: Caller) -> errors.AuthenticationError | None:
+        """Why `caller`, who was let in with `key`, would not be now; that it expired is no reason.
+
+        None also of those whom it does not know: of the file, and without a key.
+        """
+        now = self._keys.get(hashlib.sha256(key.encode()).digest())
+        now = now or self.member(caller.tenant, caller.member)
+        if now is None or not now.barred:
+            return None
+        return errors.AuthenticationError(_barred(now), reason="KEY_WITHDRAWN")
+
     def __len__(self) -> int:
         """Keys, the revoked ones included."""
         return len(self._keys)
@@ -76,13 +91,16 @@ class Directory:
     def replace(self, keys: dict[bytes, Caller], members: dict[tuple[str, str], Caller]) -> None:
         """All there is, read anew; calls see the whole or nothing of it."""
         self._keys, self._members = keys, members
+        self.on_change()
 
     def change(self, keys: Iterable[tuple[bytes, Caller]]) -> None:
         """What is told of some keys; the others stay."""
         self._keys.update(keys)
+        self.on_change()
 
     def change_members(self, members: Mapping[tuple[str, str], Caller]) -> None:
         self._members.update(members)
+        self.on_change()
 
     def looked(self, number: int) -> None:
         """All rows of the audit log up to `number` are taken in, and there are no others."""
@@ -122,3 +140,8 @@ class Directory:
         """The ids of keys that were used since the last time, in order."""
         used, self._used = self._used, set()
         return sorted(used)
+
+
+def _barred(caller: Caller) -> str:
+    what = f"API key {caller.key}" if caller.key else "this token"
+    return f'{what} is not good: {caller.barred}. Ask an admin of tenant "{caller.tenant}"'

@@ -31,6 +31,7 @@ from aiflow_router.limits.gate import Gate
 from aiflow_router.routing.table import GatedPlan, Table
 from aiflow_router.rpc.admission import Admission
 from aiflow_router.rpc.shadow import Shadows
+from aiflow_router.rpc.streams import Streams
 from aiflow_router.rpc.turn import how_it_ended, take_turn
 from aiflow_router.rpc.uploads import WITHIN_S as UPLOAD_WITHIN_S
 from aiflow_router.rpc.uploads import Uploads
@@ -54,6 +55,7 @@ class Front:
         active: calls that have not ended.
         admission: where they are let in; not asked where `admission.limited` is not set.
         uploads: requests of unary calls that are still coming in.
+        streams: those under way.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Front:
         self.draining = False
         self.active = 0
         self.uploads = Uploads(clock=sender.clock, within_s=UPLOAD_WITHIN_S)
+        self.streams = Streams()
         self._keys = keys
         self.metrics = metrics
         self._journal = journal
@@ -142,7 +145,8 @@ class Front:
             self.active += 1
             try:
                 self._enter(visit, right)
-                trailing = await work(visit, context)
+                on_its_way = work(visit, context)
+                trailing = await self.streams.run(visit.head.key, visit.caller, on_its_way)
                 if trailing:
                     _note_used(visit, trailing)
                 if visit.bill is not None:

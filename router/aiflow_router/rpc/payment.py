@@ -118,7 +118,8 @@ class Payments:
         if bill is None or self.ledger is None:
             return
         begun = visit.call is not None and visit.call.answers
-        if begun and not visit.unary and visit.code in _CALLERS_ENDS:
+        by_caller = visit.code in _CALLERS_ENDS or visit.reason == "KEY_WITHDRAWN"
+        if begun and not visit.unary and by_caller:
             cost = _cost(visit, bill)
             visit.credits = min(cost, bill.taken.amount)
             self.ledger.settle_later(bill.taken, cost)

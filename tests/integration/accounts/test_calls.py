@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from integration.router.kit import Seen, infer, until
 
 from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
 from aiflow_router.accounts.report import Filter, summed
-from aiflow_sdk import errors
+from aiflow_sdk import errors, status
 
 USED = "x-aiflow-used"
 
@@ -208,6 +209,20 @@ async def test_who_cancels_a_stream_that_has_begun_to_answer_pays(
         assert await stream.read() == b"first"
         stream.cancel()
         await until(lambda: found.mesh.inflight() == 0)
+        assert await found.left() == 8
+
+
+async def test_a_stream_that_has_begun_to_answer_is_paid_though_its_key_is_withdrawn(
+    storage_url: str, tmp_path: Path
+) -> None:
+    async with paying(storage_url, tmp_path, ModelStreamInfer=begins) as found:
+        stream = found.mesh.channel.stream_stream(STREAM)(metadata=found.metadata())
+        await stream.write(infer("m"))
+        assert await stream.read() == b"first"
+        await found.office.change_member("acme", "ann", disabled_s=time.time())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        assert status.from_rpc_error(caught.value).reason == "KEY_WITHDRAWN"
         assert await found.left() == 8
 
 
