@@ -54,12 +54,12 @@ def circles(to: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ...]]:
                 rests.append(iter(to.get(other, ())))
 
 
-def not_servable(name: str, servable: frozenset[str] | None) -> str | None:
-    """Why no call can ever go to the model; None where one may."""
+def not_servable(name: str, servable: frozenset[str] | None, *, kind: str = "model") -> str | None:
+    """Why no call can ever go to that model or service; None where one may."""
     if servable is None or name in servable:
         return None
     nearest = difflib.get_close_matches(name, servable, n=1)
-    hint = f"did you mean `{nearest[0]}`?" if nearest else "add it to the models of one"
+    hint = f"did you mean `{nearest[0]}`?" if nearest else f"add it to the {kind}s of one"
     return f'no static endpoint serves "{name}" and none can register; {hint}'
 
 
