@@ -96,6 +96,21 @@ def route(text: str) -> str:
             "name one of b1, b2",
             id="a candidate that is only split into others",
         ),
+        *(
+            pytest.param(
+                f"routes:\n- match: {{model: name}}\n  split: {{a: 1, b: 1}}\n  {setting}",
+                f"f:4:3: routes.0.{setting.partition(':')[0]}: has no effect: calls go to a, b, "
+                "each by its own route",
+                id=f"a name for others, with {setting}",
+            )
+            for setting in (
+                "balance: peak_ewma",
+                "hedge: {after: p95}",
+                "overload: {limit: 9}",
+                "cache: {ttl: 1s}",
+                "shadow: {to: c, percent: 1}",
+            )
+        ),
         pytest.param(route("split: {m: 100}"), "as without it", id="a split into itself"),
         pytest.param(route("split: {a: 0, b: 0}"), "all are 0", id="weights of nothing"),
         pytest.param(route("split: {a: 1.5, b: 1}"), "valid integer", id="half a weight"),
