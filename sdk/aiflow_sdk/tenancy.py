@@ -202,6 +202,23 @@ class TenancyAdmin:
         request = pb.ListKeysRequest(tenant=tenant, member=member, ended=ended)
         return _pages(self._stub.ListKeys, request, "keys", records.key)
 
+    def update_key(
+        self,
+        key: str,
+        *,
+        name: str | None = None,
+        models: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+    ) -> Key:
+        """Changes what is not None, of the key with this visible beginning; empty is for all."""
+        request = pb.UpdateKeyRequest(
+            key=key,
+            name=name,
+            models=None if models is None else pb.Patterns(patterns=models),
+            methods=None if methods is None else pb.Patterns(patterns=methods),
+        )
+        return records.key(self._stub.UpdateKey(request).key)
+
     def rotate_key(
         self, key: str = "", *, overlap_s: float | None = None, lives_s: float | None = None
     ) -> NewKey:

@@ -26,6 +26,8 @@ R = TypeVar("R")
 
 PAGE = 500
 MICRO = 1_000_000
+# More fits into no message.
+_COUNTED = 2**63
 # An export of a year may take a while.
 EXPORT_WITHIN_S = 3600.0
 
@@ -216,7 +218,7 @@ def _filter(which: Which | str) -> pb.UsageFilter:
 def _micro(amount: Decimal | float | str) -> int:
     try:
         found = Decimal(str(amount)) * MICRO
-        exact = found == found.to_integral_value()
+        exact = found == found.to_integral_value() and abs(found) < _COUNTED
     except ArithmeticError:
         exact = False
     if not exact:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from aiflow_router.explaining.explanation import Explanation, LimitView, Question, Refused
 from aiflow_router.explaining.policy import seconds
@@ -12,11 +13,13 @@ from aiflow_router.limits.buckets import Buckets, Standing
 from aiflow_router.limits.exceeded import error_of, said
 from aiflow_router.limits.line import Lines
 from aiflow_router.limits.permit import Permit
-from aiflow_router.limits.rule import Ask, Rule
-from aiflow_router.limits.rules import Rules, asked, holds
+from aiflow_router.limits.rule import Ask, Away, Rule
+from aiflow_router.limits.rules import Rules, asked
 
 # Whose a call is that says no tenant.
 _ANYBODY = "anonymous"
+# What decides while Redis is away, which each rule says for itself.
+_AWAY = frozenset[str](get_args(Away))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ class Limits:
             rule=rule.name,
             says=said(rule),
             bucket=ask.bucket,
-            holds=holds(rule),
+            holds=rule.holds,
             remaining=standing.remaining,
             wait_s=wait_s,
             reset_s=standing.reset_s,
@@ -93,7 +96,7 @@ class Limits:
             waits=rule.wait,
             waiting=waiting,
             ahead=ahead,
-            by=by,
+            by=rule.away if by in _AWAY else by,
         )
 
     def _asks(self, question: Question) -> tuple[Ask, ...]:

@@ -54,7 +54,8 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, for one is made of each call, which would take three times as long.
+@dataclass(slots=True, kw_only=True, eq=False)
 class Head:
     """What the router reads of a call's metadata.
 

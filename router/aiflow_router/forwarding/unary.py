@@ -22,7 +22,7 @@ NO_MESSAGE = "the backend said OK and sent no whole message"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen, for that is quicker to make.
 class Answer:
     """What a backend answered to a unary call that went well."""
 

@@ -29,7 +29,7 @@ class Standing:
     reset_s: float
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Verdict:
     """Whether a call goes; `standings` are those of what was asked, in the same order.
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from aiflow_router.limits.buckets import NEVER_S, Standing
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.rule import Ask, Rule
-from aiflow_router.limits.rules import holds
 from aiflow_sdk import errors
 
 _CALENDAR = {"day": "day", "month": "month"}
@@ -35,10 +34,10 @@ def error_of(permit: Permit) -> errors.RateLimitedError:
             reason="QUOTA_EXCEEDED",
             metadata=metadata,
         )
-    if standing.wait_s == NEVER_S and ask.cost > holds(rule):
+    if standing.wait_s == NEVER_S and ask.cost > rule.holds:
         return errors.RateLimitedError(
             f'this call asks for {ask.cost:g} {rule.unit} at once, and the limit "{rule.name}" '
-            f"never has more than {holds(rule):g}: send less in one call",
+            f"never has more than {rule.holds:g}: send less in one call",
             retry_after_s=-1.0,
             metadata=metadata,
         )

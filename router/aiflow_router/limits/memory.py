@@ -1,9 +1,9 @@
 """The buckets in this process: right for one process, and what one decision costs is microseconds.
 
-A bucket that is full and that nobody holds is as good as a new one and is forgotten, so what is
-remembered grows with those who called lately, not with all who ever did. Above MAX_BUCKETS the
-oldest are forgotten whatever they hold, which is counted: a caller who invents sessions by the
-million must not have all the memory.
+A bucket that is full and that nobody holds is as good as a new one. Where there are more than a few
+such a one is forgotten, so what is remembered grows with those who called lately, not with all who
+ever did. Above MAX_BUCKETS the oldest are forgotten whatever they hold, which is counted: a caller
+who invents sessions by the million must not have all the memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from aiflow_router.limits.strict_log import StrictLog
 from aiflow_router.limits.token_bucket import TokenBucket
 
 MAX_BUCKETS = 500_000
+# So many are kept as they are: one that fills between two calls would be made for each of them.
+SPARED = 10_000
 # Of each call that makes a bucket, so many older ones are looked at: all of them in turn.
 _SWEPT = 4
 
@@ -62,11 +64,13 @@ class Memory:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         most: int = MAX_BUCKETS,
+        spared: int = SPARED,
     ) -> None:
-        """Args: wall: for quotas, which go by the calendar; most: buckets that are kept."""
+        """Args: wall: for quotas, which go by the calendar; most, spared: buckets that are kept."""
         self._clock = clock
         self._wall = wall
         self._most = most
+        self._spared = spared
         # With the kind and the clock of each.
         self._buckets: dict[str, tuple[Bucket, Kind]] = {}
         self._quotas: dict[str, Quota] = {}
@@ -89,10 +93,10 @@ class Memory:
         now_s = self._clock()
         buckets = self._buckets
         before = len(buckets)
-        met: list[tuple[Ask, Bucket, float, float]] = []
+        met: list[tuple[Bucket, float, float, float]] = []
         granted = True
         for ask in asks:
-            rule = ask.rule
+            rule, cost = ask.rule, ask.cost
             at_s = self._wall() if rule.kind in _BY_CALENDAR else now_s
             found = buckets.get(ask.bucket)
             # A rule of the same name may be of another kind by now.
@@ -100,28 +104,33 @@ class Memory:
                 found = (self._made(ask, at_s), rule.kind)
                 if holder is not None:
                     self._keep(ask.bucket, found)
-            wait_s = found[0].wait_s(rule, ask.cost, at_s)
+            bucket = found[0]
+            wait_s = bucket.wait_s(rule, cost, at_s)
             if wait_s and rule.mode == "enforce":
                 granted = False
-            met.append((ask, found[0], wait_s, at_s))
+            met.append((bucket, cost, wait_s, at_s))
         if granted and holder is not None:
-            for ask, bucket, wait_s, at_s in met:
+            for bucket, cost, wait_s, at_s in met:
                 if not wait_s:
-                    bucket.take(ask.cost, holder, at_s)
+                    bucket.take(cost, holder, at_s)
         # Now that it is known which of the new ones are as good as new.
-        for _ in range(len(buckets) - before):
-            self._make_room()
+        if len(buckets) > self._spared:
+            for _ in range(len(buckets) - before):
+                self._make_room()
         return Verdict(
-            granted=granted,
-            standings=tuple([bucket.standing(wait_s, at_s) for _, bucket, wait_s, at_s in met]),
+            granted, tuple([bucket.standing(wait_s, at_s) for bucket, _, wait_s, at_s in met])
         )
 
     def settle(self, asks: Sequence[Ask], true: Sequence[float], *, holder: str) -> None:
         now_s = self._clock()
         for ask, cost in zip(asks, true, strict=True):
+            kind = ask.rule.kind
+            at_s = self._wall() if kind in _BY_CALENDAR else now_s
             found = self._buckets.get(ask.bucket)
-            if found is not None and found[1] == ask.rule.kind:
-                at_s = self._wall() if found[1] in _BY_CALENDAR else now_s
+            if found is None and cost > ask.cost:  # Forgotten, for it was full; now it is not.
+                found = (self._made(ask, at_s), kind)
+                self._keep(ask.bucket, found)
+            if found is not None and found[1] == kind:
                 found[0].settle(ask.cost, cost, holder, at_s)
 
     def restore(self, used: Mapping[tuple[str, str], float]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from aiflow_router.limits.buckets import Verdict
 from aiflow_router.limits.rule import Ask
-from aiflow_router.limits.rules import holds
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,10 +36,8 @@ class Permit:
         """
         tightest, least = None, math.inf
         for ask, standing in zip(self.asks, self.verdict.standings, strict=True):
-            if ask.rule.mode != "enforce":
-                continue
-            most = holds(ask.rule)
-            if standing.remaining / most < least:
-                least = standing.remaining / most
-                tightest = (most, standing.remaining, standing.reset_s)
+            rule = ask.rule
+            if rule.mode == "enforce" and standing.remaining / rule.holds < least:
+                least = standing.remaining / rule.holds
+                tightest = (rule.holds, standing.remaining, standing.reset_s)
         return tightest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # What a bucket is for: one for all where there is none of these.
@@ -34,6 +34,7 @@ class Rule:
         queue: calls that may wait for one bucket.
         ages_s: after so long a call that waits is taken for one of the next higher priority.
         lease_s: takes from Redis what it is likely to need in that time; 0 asks for every call.
+        holds: the most of it that there ever is at once.
     """
 
     name: str
@@ -52,10 +53,12 @@ class Rule:
     ages_s: float = 30.0
     away: Away = "share"
     lease_s: float = 0.0
+    rate_per_s: float = field(init=False, repr=False, compare=False)
+    holds: float = field(init=False, repr=False, compare=False)
 
-    @property
-    def rate_per_s(self) -> float:
-        return self.amount / self.period_s
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate_per_s", self.amount / self.period_s)
+        object.__setattr__(self, "holds", self.burst if self.kind == "rate" else self.amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -148,8 +148,3 @@ def asked(
             cost=cost(rule) if at in matched.by_units else 1.0,
         )
     return tuple(asks)
-
-
-def holds(rule: Rule) -> float:
-    """The most that there ever is at once."""
-    return rule.burst if rule.kind == "rate" else rule.amount

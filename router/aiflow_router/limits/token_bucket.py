@@ -46,8 +46,8 @@ class TokenBucket:
         self._level = min(self._level + asked - true, self._rule.burst)
 
     def standing(self, wait_s: float, now_s: float) -> Standing:  # noqa: ARG002 - of the seam
-        level = self._level
-        return Standing(max(0.0, level), wait_s, (self._rule.burst - level) / self._rate_per_s)
+        level, most = self._level, self._rule.burst
+        return Standing(level if level > 0 else 0.0, wait_s, (most - level) / self._rate_per_s)
 
     def idle(self, now_s: float) -> bool:
         """Whether a new one would be the same."""

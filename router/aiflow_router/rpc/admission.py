@@ -20,7 +20,7 @@ from aiflow_router.limits.exceeded import error_of
 from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.permit import Permit
 from aiflow_router.limits.rule import Ask, Rule
-from aiflow_router.limits.rules import Rules, asked, holds
+from aiflow_router.limits.rules import Rules, asked
 from aiflow_router.routing.policy import Policies
 from aiflow_router.rpc.payment import Payments
 from aiflow_router.rpc.visit import Context, Visit
@@ -30,6 +30,8 @@ from aiflow_sdk import errors
 Result = Literal["pass", "near", "over", "shadow"]
 # Of what a bucket holds: with less left it is near its limit.
 NEAR = 0.2
+# Decisions that are counted together: one by one they cost three times as much.
+COUNTED_AT = 128
 
 
 class Admission:
@@ -38,7 +40,6 @@ class Admission:
     Attributes:
         limited: there are rules, or prices; where there are none nobody need ask.
         payments: what calls hold and pay.
-        counts: decisions by rule and result, since the start.
     """
 
     def __init__(
@@ -57,11 +58,20 @@ class Admission:
         self.rules = Rules(rules)
         self.payments = payments or Payments()
         self.limited = self.rules.some or self.payments.some
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._decided: list[Permit] = []  # Not counted yet.
+        # Where the buckets are in this process there is nothing to wait for.
+        self._decide = buckets.decide if isinstance(buckets, Memory) else None
         # Of this process among all that share buckets.
         self._process = secrets.token_hex(4)
         self._number = itertools.count(1)
-        self._counted(self.rules)
+        self._begin(self.rules)
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """Decisions by rule and result, since the start."""
+        self._count()
+        return self._counts
 
     def swap(self, rules: Sequence[Rule], policies: Policies | None = None) -> None:
         """Lets new calls go by `rules`; those in flight are settled by the ones they had.
@@ -71,7 +81,7 @@ class Admission:
         self.payments.swap(policies or Policies())
         self.rules = self.rules.after(rules)
         self.waiting.lines.swap(self.rules.all)
-        self._counted(self.rules)
+        self._begin(self.rules)
         self.limited = self.rules.some or self.payments.some
 
     async def admit(
@@ -91,8 +101,8 @@ class Admission:
         raises, and of calls that have a price what `Payments.hold` raises.
         """
         if self.rules.some:
-            await self._pass(visit, kind, name, context, size_bytes=size_bytes)
-        if (tariff := self.payments.tariff(kind, name)) is not None:
+            await self._pass(visit, kind, name, context, size_bytes)
+        if self.payments.some and (tariff := self.payments.tariff(kind, name)) is not None:
             await self.payments.hold(visit, tariff, name, declared(visit))
 
     async def _pass(
@@ -101,7 +111,6 @@ class Admission:
         kind: Literal["model", "service"],
         name: str,
         context: Context,
-        *,
         size_bytes: int,
     ) -> None:
         """Takes what the rules ask for. Raises as `admit`."""
@@ -123,12 +132,16 @@ class Admission:
             holder = holder or f"{self._process}.{next(self._number)}"
             if matched.waits:
                 verdict = await self.waiting.take(visit, asks, context, holder=holder)
+            elif self._decide is not None:
+                verdict = self._decide(asks, holder)
             else:
                 verdict = await self.buckets.take(asks, holder=holder)
         permit = visit.permit = Permit(
             asks=asks, holder=holder, verdict=verdict, settles=matched.settles
         )
-        self._count(permit)
+        self._decided.append(permit)
+        if len(self._decided) >= COUNTED_AT:
+            self._count()
         if not verdict.granted:
             raise error_of(permit)
 
@@ -179,25 +192,29 @@ class Admission:
         return {**waiting, **self.waiting.lines.waiting()}
 
     def _sent_away(self, rule: Rule) -> None:
-        self.counts[rule.name, "over"] += 1
+        self._counts[rule.name, "over"] += 1
 
-    def _counted(self, rules: Rules) -> None:
+    def _begin(self, rules: Rules) -> None:
         """Each result of each rule is there from the start, so that a rate can be taken of it."""
         for rule in rules.all:
             if rule.mode != "off":
                 decided: tuple[Result, ...] = ("over",) if rule.mode == "enforce" else ("shadow",)
                 for result in ("pass", "near", *decided):
-                    self.counts[rule.name, result] += 0
+                    self._counts[rule.name, result] += 0
 
-    def _count(self, permit: Permit) -> None:
-        granted = permit.verdict.granted
-        for ask, standing in zip(permit.asks, permit.verdict.standings, strict=True):
-            rule = ask.rule
-            if standing.wait_s:
-                self.counts[rule.name, "over" if rule.mode == "enforce" else "shadow"] += 1
-            elif granted:
-                near = standing.remaining < NEAR * holds(rule)
-                self.counts[rule.name, "near" if near else "pass"] += 1
+    def _count(self) -> None:
+        decided, self._decided = self._decided, []
+        said: list[tuple[str, Result]] = []
+        for permit in decided:
+            granted = permit.verdict.granted
+            for ask, standing in zip(permit.asks, permit.verdict.standings, strict=True):
+                rule = ask.rule
+                if standing.wait_s:
+                    said.append((rule.name, "over" if rule.mode == "enforce" else "shadow"))
+                elif granted:
+                    near = standing.remaining < NEAR * rule.holds
+                    said.append((rule.name, "near" if near else "pass"))
+        self._counts.update(said)
 
 
 class _Costs:

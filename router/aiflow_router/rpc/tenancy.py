@@ -67,6 +67,7 @@ class Service:
             "CreateKey": (pb.CreateKeyRequest, self.create_key),
             "GetKey": (pb.GetKeyRequest, self.get_key),
             "ListKeys": (pb.ListKeysRequest, self.list_keys),
+            "UpdateKey": (pb.UpdateKeyRequest, self.update_key),
             "RotateKey": (pb.RotateKeyRequest, self.rotate_key),
             "RevokeKey": (pb.RevokeKeyRequest, self.revoke_key),
             "Invite": (pb.InviteRequest, self.invite),
@@ -227,6 +228,16 @@ class Service:
             ended=request.ended,
         )
         return pb.ListKeysResponse(keys=map(self._key, page.items), next_page_token=page.next)
+
+    async def update_key(self, request: pb.UpdateKeyRequest, by: Asker) -> pb.UpdateKeyResponse:
+        changed = await self._office.keys.update(
+            by.caller,
+            _needed(request, "key"),
+            name=request.name if request.HasField("name") else None,
+            models=request.models.patterns if request.HasField("models") else None,
+            methods=request.methods.patterns if request.HasField("methods") else None,
+        )
+        return pb.UpdateKeyResponse(key=self._key(changed))
 
     async def rotate_key(self, request: pb.RotateKeyRequest, by: Asker) -> pb.RotateKeyResponse:
         overlap_s = request.overlap_ms / 1000 if request.HasField("overlap_ms") else OVERLAP_S

@@ -26,6 +26,7 @@ class Uploads:
 
     def __init__(self, *, clock: Callable[[], float], within_s: float) -> None:
         self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._within_s = within_s
         self._since_s: dict[asyncio.Task[Any], float] = {}  # oldest first
         self._late: set[asyncio.Task[Any]] = set()
@@ -35,7 +36,7 @@ class Uploads:
 
         Raises BadInputError where none comes, DeadlineExceededError.
         """
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 - handlers run in tasks
         self._since_s[task] = since_s
         try:

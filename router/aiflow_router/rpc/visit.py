@@ -203,7 +203,7 @@ def _left(permit: Permit) -> Iterable[Pair]:
         return ()
     most, remaining, reset_s = tightest
     return (
-        ("x-ratelimit-limit", str(math.floor(most))),
-        ("x-ratelimit-remaining", str(math.floor(remaining))),
+        ("x-ratelimit-limit", str(int(most))),
+        ("x-ratelimit-remaining", str(int(remaining))),
         ("x-ratelimit-reset", str(math.ceil(reset_s))),
     )

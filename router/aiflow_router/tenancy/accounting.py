@@ -28,7 +28,7 @@ from aiflow_router.tenancy.tenants import found_department, found_tenant
 
 DAY_S = 24 * 3600.0
 SHOWN_DAYS = 30
-MAX_NOTE, MAX_REFERENCE = 256, 128
+MAX_NOTE = 256
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -242,8 +242,8 @@ def _check(wanted: Grant) -> None:
         fields.wrong("micro_credits", f"must be more than 0, and {written(MOST)} credits at most")
     if len(wanted.note) > MAX_NOTE:
         fields.wrong("note", f"must be {MAX_NOTE} characters at most")
-    if not 0 < len(wanted.reference) <= MAX_REFERENCE:
-        fields.wrong("reference", f"must be 1 to {MAX_REFERENCE} characters, new for each grant")
+    fields.note("note", wanted.note)
+    fields.title("reference", wanted.reference)
     fields.check()
 
 

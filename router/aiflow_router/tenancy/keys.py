@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import and_, insert, or_, select, update
@@ -14,7 +14,7 @@ from aiflow_router.identity.caller import Caller, Right
 from aiflow_router.identity.key import minted
 from aiflow_router.storage.tables.tenancy import KEYS, MEMBERS
 from aiflow_router.tenancy.book import Book, PageOf, Turn, actor, one, page, within
-from aiflow_router.tenancy.fields import DAY_S, Fields, not_found
+from aiflow_router.tenancy.fields import DAY_S, Fields, changed, not_found
 from aiflow_router.tenancy.members import allowed, whose_member
 from aiflow_router.tenancy.records import Key, Member, Page
 from aiflow_router.tenancy.roles import (
@@ -120,6 +120,37 @@ class Keys:
                 query = query.where(KEYS.c.member == member)
             return await page(connection, Key, query, KEYS.c.key, part)
 
+    async def update(
+        self,
+        caller: Caller,
+        key: str,
+        *,
+        name: str | None,
+        models: Iterable[str] | None,
+        methods: Iterable[str] | None,
+    ) -> Key:
+        """What is None stays; patterns that are empty are for all.
+
+        Raises BadInputError, NotFoundError, PermissionDeniedError, RefusedError.
+        """
+        fields = Fields()
+        values: dict[str, Any] = {}
+        if name is not None:
+            values["name"] = fields.title("name", name)
+        for field_, given in (("models", models), ("methods", methods)):
+            if given is not None:
+                found = fields.patterns(field_, given)
+                values[field_] = None if found is None else list(found)
+        fields.check()
+        async with self._book.change(actor(caller)) as turn:
+            old, _ = await _found(turn.connection, caller, "key.change", key)
+            _as_good(caller, old)
+            _live(old, turn.now_s)
+            if differs := changed(asdict(old), values):
+                await turn.connection.execute(update(KEYS).where(KEYS.c.key == key).values(values))
+                await turn.note("key.update", tenant=old.tenant, subject=key, details=differs)
+            return (await _found(turn.connection, caller, "key.read", key))[0]
+
     async def rotate(
         self, caller: Caller, key: str, *, overlap_s: float, lives_s: float | None
     ) -> NewKey:
@@ -135,11 +166,7 @@ class Keys:
         async with self._book.change(actor(caller)) as turn:
             old, owner = await _found(turn.connection, caller, "key.rotate", key)
             _rotatable(caller, old, owner, chooses=lives_s is not None)
-            if (state := old.state(turn.now_s)) != "live":
-                raise errors.RefusedError(
-                    f"key {key} is {state}: make another one with `aiflow key create`",
-                    reason="KEY_ENDED",
-                )
+            _live(old, turn.now_s)
             if (successor := await _successor(turn.connection, key)) is not None:
                 raise errors.RefusedError(
                     f"key {key} was rotated before: {successor} is in its place, rotate that one",
@@ -239,10 +266,23 @@ def _rotatable(caller: Caller, old: Key, owner: Member, *, chooses: bool) -> Non
     whose = whose_member(owner, key=old.key)
     if chooses and not administers(caller, "key.rotate", whose):
         raise denied(caller, "key.rotate", whose)
-    if caller.key == old.key:
-        return
+    if caller.key != old.key:
+        _as_good(caller, old)
+
+
+def _as_good(caller: Caller, old: Key) -> None:
+    """Raises PermissionDeniedError where `old` may more than `caller` could give."""
     if beyond := sorted(set(old.may) - grantable(caller)):
         raise _beyond(beyond)
+
+
+def _live(old: Key, now_s: float) -> None:
+    """Raises RefusedError."""
+    if (state := old.state(now_s)) != "live":
+        raise errors.RefusedError(
+            f"key {old.key} is {state}: make another one with `aiflow key create`",
+            reason="KEY_ENDED",
+        )
 
 
 def _beyond(rights: Sequence[str]) -> errors.PermissionDeniedError:

@@ -27,6 +27,7 @@ Operation = Literal[
     "member.change",
     "key.create",
     "key.read",
+    "key.change",
     "key.rotate",
     "key.revoke",
     "invitation.create",
@@ -62,6 +63,8 @@ LEAST: Mapping[Operation, Role] = {
     "member.change": "department_admin",
     "key.create": "department_admin",
     "key.read": "department_admin",
+    # Whoever has it could widen what it is for.
+    "key.change": "department_admin",
     "key.rotate": "department_admin",
     "key.revoke": "department_admin",
     "invitation.create": "department_admin",

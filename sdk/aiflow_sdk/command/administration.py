@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,7 +21,18 @@ from aiflow_sdk.tenancy_records import NewKey
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _LONGEST_S = 100 * 365 * 86_400.0
+# Ids are no longer, and are there to be copied.
+_ID = 24
+# Of a line that nobody has to see at once.
+_PIPED = 10_000
 
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000_000_000),
+    default=50,
+    show_default=True,
+    help="So many at most.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 tenant_option = click.option(
     "--tenant", default="", metavar="TENANT", help="Of this tenant. Default: your key's own."
@@ -63,11 +76,12 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: s
         click.echo(empty)
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    whole = max(len(row[0]) for row in rows) <= _ID
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=whole and number == 0)
     for row in rows:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    _console().print(table)
 
 
 def say_fields(found: Any) -> None:
@@ -80,7 +94,7 @@ def say_fields(found: Any) -> None:
             table.add_row(field, escape(", ".join(value) or "all"))
         else:
             table.add_row(field, escape(str(value)))
-    Console().print(table)
+    _console().print(table)
 
 
 def say_key(made: NewKey, *, as_json: bool) -> None:
@@ -108,6 +122,12 @@ def say_key(made: NewKey, *, as_json: bool) -> None:
 def time_of(at_s: float | None) -> str:
     """Local time; "-" for never."""
     return "-" if at_s is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
+
+
+def _console() -> Console:
+    """As wide as what is printed where that is no terminal: a record is a line for grep."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=_PIPED if piped else None)
 
 
 def _plain(found: Any) -> Any:

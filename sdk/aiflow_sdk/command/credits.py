@@ -11,7 +11,13 @@ from typing import Any
 import click
 
 from aiflow_sdk.client import Client
-from aiflow_sdk.command.administration import as_json, say_table, tenant_option, time_of
+from aiflow_sdk.command.administration import (
+    as_json,
+    limit_option,
+    say_table,
+    tenant_option,
+    time_of,
+)
 from aiflow_sdk.command.options import calls_router
 from aiflow_sdk.usage import Grant, UsageAdmin
 
@@ -21,9 +27,6 @@ reference = click.option(
     default="",
     help="Of what it is for, such as an order: under one it is done once, however often it is "
     "asked for. Default: a new one.",
-)
-limit = click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="So many at most."
 )
 
 
@@ -55,7 +58,8 @@ def list_(*, client: Client, tenant: str, as_json: bool) -> None:
     say_table(
         ("account", "credits", "after the last grant"),
         ((one.account, shown(one.credits), shown(one.full) if one.full else "-") for one in found),
-        empty="there are no credits: a platform admin gives some with `aiflow credits top-up`",
+        empty=f"there are no credits in {tenant or 'your own tenant'}: name another one, or have a "
+        "platform admin give some with `aiflow credits top-up`",
     )
 
 
@@ -105,7 +109,7 @@ def allocate(*, client: Client, amount: str, as_json: bool, **said: Any) -> None
 @credits.command()
 @click.argument("tenant", default="")
 @click.option("--account", default="", help="Only those that touch it, such as member:acme/ann.")
-@limit
+@limit_option
 @as_json
 @calls_router
 def transfers(*, client: Client, tenant: str, account: str, limit: int, as_json: bool) -> None:
@@ -135,7 +139,7 @@ def transfers(*, client: Client, tenant: str, account: str, limit: int, as_json:
 
 @credits.command()
 @click.argument("tenant", default="")
-@limit
+@limit_option
 @as_json
 @calls_router
 def alerts(*, client: Client, tenant: str, limit: int, as_json: bool) -> None:

@@ -167,7 +167,8 @@ def _gate(gate: explain_pb2.Gate) -> str:
 def _limits(limits: Iterable[explain_pb2.Limit]) -> Table:
     table = _table("limit", "allows", "of", "left", "full in", "")
     for one in limits:
-        notes = [f"known to {one.by}"]
+        away = one.by in ("share", "open", "closed")
+        notes = [f"Redis is away: {one.by}" if away else f"known to {one.by}"]
         if one.shadow:
             notes.append("shadow: it only counts")
         if one.waiting:
@@ -262,6 +263,9 @@ def _amount(value: float) -> str:
 
 
 def _seconds(value_s: float) -> str:
-    if value_s >= 1000:
-        return f"{value_s:.0f} s"
-    return f"{value_s * 1000:.3g} ms" if value_s < 1 else f"{value_s:.3g} s"
+    if value_s < 1:
+        return f"{value_s * 1000:.3g} ms"
+    for unit, length_s in (("s", 1), ("min", 60), ("h", 3600)):
+        if value_s < 100 * length_s:
+            return f"{value_s / length_s:.3g} {unit}"
+    return f"{value_s / 86_400:.3g} d"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from aiflow_sdk.client import Client
@@ -19,9 +22,15 @@ from aiflow_sdk.command.options import calls_router
 from aiflow_sdk.tenancy import TenancyAdmin
 
 
+def _scope(patterns: str, help_: str) -> Callable[[Any], Any]:
+    return click.option(
+        f"--{patterns.removesuffix('s')}", patterns, multiple=True, metavar="PATTERN", help=help_
+    )
+
+
 @click.group()
 def key() -> None:
-    """Make, see, rotate and revoke the keys that members call with.
+    """Make, see, change, rotate and revoke the keys that members call with.
 
     A key is shown once, when it is made; later it is known by its beginning, such as aif_1a2b3c4d.
 
@@ -37,20 +46,11 @@ def key() -> None:
 @click.argument("member")
 @click.option("--name", required=True, help="What its owner calls it, such as laptop.")
 @tenant_option
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="PATTERN",
-    help="Only for models like this, such as 'gpt-*'; may be repeated. Default: all.",
-)
-@click.option(
-    "--method",
+@_scope("models", "Only for models like this, such as 'gpt-*'; may be repeated. Default: all.")
+@_scope(
     "methods",
-    multiple=True,
-    metavar="PATTERN",
-    help="Only for methods like this, such as '/aiflow.imaging.v1.ImagingService/*'; may be "
-    "repeated. Default: all.",
+    "Only for methods like this, such as '/aiflow.imaging.v1.ImagingService/*'; may be repeated. "
+    "Default: all.",
 )
 @click.option(
     "--may",
@@ -136,6 +136,47 @@ def show(*, client: Client, key: str, as_json: bool) -> None:
         say_json(found)
     else:
         say_fields(found)
+
+
+@key.command("set")
+@click.argument("key")
+@click.option("--name", help="What its owner calls it.")
+@_scope("models", "Only for models like this from now on; may be repeated, '' for all.")
+@_scope("methods", "Only for methods like this from now on; may be repeated, '' for all.")
+@as_json
+@calls_router
+def set_(
+    *,
+    client: Client,
+    key: str,
+    name: str | None,
+    models: tuple[str, ...],
+    methods: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Change what is given of KEY, which stays the same for whoever has it.
+
+    \b
+    Example:
+      aiflow key set aif_1a2b3c4d --model 'gpt-*' --model detector
+      aiflow key set aif_1a2b3c4d --model ''
+    """  # noqa: D301 - click's mark for lines that are kept as they are
+    if name is None and not models and not methods:
+        raise click.UsageError("Give what to change: --name, --model or --method.")
+    found = TenancyAdmin(client).update_key(
+        key, name=name, models=_patterns(models), methods=_patterns(methods)
+    )
+    if as_json:
+        say_json(found)
+    else:
+        say_fields(found)
+
+
+def _patterns(given: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None where none is given, none where '' is."""
+    if not given:
+        return None
+    return () if given == ("",) else given
 
 
 @key.command()

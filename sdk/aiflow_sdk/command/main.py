@@ -18,7 +18,7 @@ _KNOWN = {
     "credits": ("See, give and move credits, by which calls are paid.", ""),
     "explain": ("Show what the router would do with a call, or did.", ""),
     "infer": ("Ask a model.", ""),
-    "key": ("Make, see, rotate and revoke keys.", ""),
+    "key": ("Make, see, change and end keys.", ""),
     "member": ("Make, see, change and invite members of a tenant.", ""),
     "policy": ("See and change the routes of a running router.", "router"),
     "router": ("Run the router.", "router"),

@@ -85,6 +85,10 @@ def calls_router(command: Callable[..., None]) -> Callable[..., None]:
         except BadInputError as error:
             raise click.UsageError(error.message) from error
         with client:
-            command(client=client, **rest)
+            try:
+                command(client=client, **rest)
+            except UnicodeEncodeError as error:
+                # What the shell gave was no text; messages hold nothing else.
+                raise click.UsageError(f"{error.object!r} cannot be sent: write UTF-8") from error
 
     return wrapped

@@ -10,6 +10,7 @@ import click
 from aiflow_sdk.client import Client
 from aiflow_sdk.command.administration import (
     as_json,
+    limit_option,
     say_fields,
     say_json,
     say_table,
@@ -170,9 +171,7 @@ def enable(*, client: Client, tenant: str) -> None:
 @tenant_option
 @click.option("--kind", default="", help="Only of this kind, such as key or member.")
 @click.option("--subject", default="", help="Only of this name or id.")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="So many at most."
-)
+@limit_option
 @as_json
 @calls_router
 def audit(

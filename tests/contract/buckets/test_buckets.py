@@ -138,6 +138,14 @@ async def test_the_true_cost(world: World, of: Rule, true: float, then: float) -
     assert verdict.granted == (then >= 1)
 
 
+async def test_who_asked_for_nothing_is_charged_what_it_took(world: World) -> None:
+    one = ask(rule(amount=0.01), 0)
+    assert await granted(world.buckets, one, holder="it")
+    world.buckets.settle([one], [2.0], holder="it")
+    found = await world.buckets.look([one])
+    assert found.standings[0].remaining == pytest.approx(1, abs=0.1)
+
+
 async def test_a_debt_is_paid_before_anything_is_granted(world: World) -> None:
     one = ask(rule(), 3)
     assert await granted(world.buckets, one, holder="it")

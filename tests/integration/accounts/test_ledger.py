@@ -16,14 +16,15 @@ from integration.accounts.kit import (
     running,
     top_up,
 )
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from aiflow_router.accounts.account import MICRO, Who
+from aiflow_router.accounts.account import ISSUED, MICRO, Who
 from aiflow_router.accounts.ledger import Ledger
 from aiflow_router.accounts.statement import Told, alerts, audited, lines
 from aiflow_router.storage.database import opened, reading
-from aiflow_router.storage.tables.ledger import HOLDS
+from aiflow_router.storage.tables.ledger import ACCOUNTS, HOLDS
 from aiflow_sdk import errors
 
 
@@ -190,6 +191,19 @@ async def test_what_a_dead_router_left_expires(storage_url: str) -> None:
             count = await connection.execute(select(func.count()).select_from(HOLDS))
             assert count.scalar() == 0
         assert (await audited(engine)).imbalance == 0
+
+
+async def test_the_database_itself_lets_no_balance_go_below_0(storage_url: str) -> None:
+    async with ledger(storage_url) as (_, engine):
+        for account, right in ((POOL, False), (ISSUED, True)):
+            below = update(ACCOUNTS).where(ACCOUNTS.c.account == account).values(balance=-11)
+            async with engine.connect() as connection:
+                if right:
+                    await connection.execute(below)
+                else:
+                    with pytest.raises(IntegrityError, match="balance"):
+                        await connection.execute(below)
+        assert await left(engine) == 10
 
 
 async def _alerts(engine: AsyncEngine) -> list[Told]:

@@ -14,12 +14,14 @@ import grpc.aio
 from integration.router.kit import backend, infer, mesh
 from integration.tenancy.kit import Admin, Town, refused, town
 from integration.tenancy.test_commands import of
+from sqlalchemy import insert
 
 from aiflow.admin.v1 import usage_pb2 as pb
 from aiflow.admin.v1 import usage_pb2_grpc
 from aiflow_router.accounts.account import MICRO
 from aiflow_router.accounts.statement import audited
-from aiflow_router.accounts.usage import Usage
+from aiflow_router.accounts.usage import SUMS, Usage
+from aiflow_router.storage.tables.usage import USAGE
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 CONFIG = """discovery:
@@ -49,6 +51,12 @@ class Accountant:
         request = pb.ExportUsageRequest(filter=pb.UsageFilter(**fields))
         parts = self._stub.ExportUsage(request, metadata=self._metadata, timeout=20)
         return "".join([part.csv async for part in parts])
+
+    async def days(self) -> list[str]:
+        """Of each message that an export is sent in."""
+        request = pb.ExportUsageRequest(filter=pb.UsageFilter(from_day="2000-01-01"))
+        parts = self._stub.ExportUsage(request, metadata=self._metadata, timeout=20)
+        return [part.day async for part in parts]
 
     async def infer(self) -> None:
         await self._channel.unary_unary(INFER)(infer("m"), metadata=self._metadata, timeout=20)
@@ -213,6 +221,9 @@ async def test_bad_input_is_told_with_its_field(tmp_path: Path) -> None:
             ({"micro_credits": 2**62, "reference": "a"}, "micro_credits"),
             ({"micro_credits": 5}, "reference"),
             ({"micro_credits": 5, "reference": "a" * 200}, "reference"),
+            ({"micro_credits": 5, "reference": "a\x1b[2J"}, "reference"),
+            ({"micro_credits": 5, "reference": "a", "note": "a\0b"}, "note"),
+            ({"micro_credits": 5, "reference": "a", "note": "a" * 257}, "note"),
         ]
         for fields, field in wrong:
             error = await refused(found.root.TopUp(tenant="acme", **fields))
@@ -271,17 +282,50 @@ async def test_usage_is_seen_by_who_may(storage_url: str, tmp_path: Path) -> Non
         ]
 
 
+async def test_the_csv_comes_day_by_day(tmp_path: Path) -> None:
+    """A message a day at least, so nobody has to have all of it in memory."""
+    days = [f"2001-11-0{number}" for number in range(1, 6)]
+    async with house(tmp_path) as found:
+        engine = found.town.mesh.router.engine
+        assert engine is not None
+        async with engine.begin() as connection:
+            kept = {"tenant": "acme", "department": "ml", "member": "ann", "key": "k", "model": "m"}
+            await connection.execute(
+                insert(USAGE), [{"day": day, **kept, **dict.fromkeys(SUMS, 1)} for day in days]
+            )
+        assert await found.boss.days() == days
+        run = of(found.town, tmp_path)
+        text = await run("usage", "--csv", "--from", "2001-11-02", key=found.ann_key)
+        assert [line["day"] for line in csv.DictReader(text.splitlines())] == days[1:]
+
+
 async def test_alerts_are_listed(tmp_path: Path) -> None:
     async with house(tmp_path) as found:
-        await found.give(5)
-        await found.ann.infer()
-        await found.ann.infer()
+        await found.give(20)
+        for _ in range(8):
+            await found.ann.infer()
+        assert not (await found.boss.ListAlerts()).alerts, "a fifth is left"
+        for _ in range(2):
+            await found.ann.infer()
         error = await refused(found.ann.infer())
         assert error.reason == "QUOTA_EXCEEDED"
-        (alert,) = (await found.boss.ListAlerts()).alerts
-        assert (alert.account, alert.level, alert.micro_credits) == ("pool:acme", "none", MICRO)
-        assert len((await found.root.ListAlerts()).alerts) == 1
+        alerts = (await found.boss.ListAlerts()).alerts
+        assert [(one.account, one.level, one.micro_credits) for one in alerts] == [
+            ("pool:acme", "none", 0),
+            ("pool:acme", "low", 2 * MICRO),
+        ]
+        assert {one.full_micro_credits for one in alerts} == {20 * MICRO}
+        assert len((await found.root.ListAlerts()).alerts) == 2
         assert not (await found.ann.ListAlerts()).alerts
+        text = await found.town.mesh.metrics()
+        for level in ("low", "none"):
+            assert f'aiflow_credit_alerts_total{{level="{level}",tenant="acme"}} 1.0' in text
+        run, root = of(found.town, tmp_path), found.town.root.key
+        table = await run("credits", "alerts", "acme", key=root)
+        assert [line.split()[-3:] for line in table.splitlines()[1:]] == [
+            ["none", "0", "20"],
+            ["low", "2", "20"],
+        ]
 
 
 async def test_a_router_without_a_database_says_so() -> None:
@@ -319,6 +363,8 @@ async def test_the_commands(tmp_path: Path) -> None:
         )
         for words, expected in (
             (("credits", "top-up", "acme", "much"), '"much" is no amount'),
+            (("credits", "top-up", "acme", "1e40"), '"1e40" is no amount'),
+            (("credits", "top-up", "acme", "--", "-1"), "must be more than 0"),
             (("credits", "top-up", "acne", "1"), "did you mean acme?"),
             (("usage", "--from", "monday"), "must be a day such as 2026-11-24"),
         ):

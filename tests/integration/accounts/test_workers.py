@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from integration.accounts.test_service import INFER, Accountant
 from integration.router.kit import backend, infer
-from integration.router.test_processes import Running, router
+from integration.router.processes_kit import Running, router
 from integration.tenancy.kit import Admin
 
 from aiflow_router.accounts.account import MICRO

@@ -12,7 +12,7 @@ import aiohttp
 import grpc.aio
 import pytest
 from integration.identity.kit import Office
-from integration.router.test_processes import ALONE, Running, router, start, until
+from integration.router.processes_kit import ALONE, Running, router, start, until
 
 from aiflow_router.identity.key import Minted
 from aiflow_router.processes.worker import socket_of

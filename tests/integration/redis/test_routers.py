@@ -18,11 +18,11 @@ import trustme
 from contract.buckets.kit import ask, granted, rule
 from fixtures.redis import Server, StartRedis
 from integration.router.kit import Mesh, backend, infer, mesh, until
+from integration.router.processes_kit import router
+from integration.router.processes_kit import until as until_true
 from integration.router.test_nothing_kept import SETTLED_S, STRAGGLERS, collector_off
-from integration.router.test_processes import router
-from integration.router.test_processes import until as until_true
 
-from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
+from aiflow.admin.v1 import explain_pb2, explain_pb2_grpc, policy_pb2, policy_pb2_grpc
 from aiflow_router.config.file import parse
 from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.redis.buckets import RedisBuckets
@@ -67,9 +67,12 @@ async def test_a_router_goes_on_while_redis_is_away_and_it_can_be_seen(
     start_redis: StartRedis,
 ) -> None:
     server = start_redis()
-    limits = "limits: [{name: some, rate: 1000/s, away: open}]\n"
+    limits = (
+        "limits: [{name: some, rate: 1000/s, away: open}, {name: few, match: {model: n}, "
+        "rate: 9/s, away: closed}, {name: all, match: {model: n}, rate: 9/s}]\n"
+    )
     async with backend() as served, mesh(redis(server) + limits) as to:
-        await to.register(served.address, models=("m",), services=())
+        await to.register(served.address, models=("m", "n"), services=())
         assert await codes(to, 3) == {"OK": 3}
         server.kill()
         assert await codes(to, 3) == {"OK": 3}
@@ -77,6 +80,13 @@ async def test_a_router_goes_on_while_redis_is_away_and_it_can_be_seen(
         assert 'aiflow_limits_store{state="away"} 1.0' in text
         assert 'aiflow_limits_decided_total{by="open"} 3.0' in text
         assert 'aiflow_limits_redis_errors_total{kind="closed"} 1.0' in text
+        explain: Any = explain_pb2_grpc.ExplainServiceStub(to.channel).Explain
+        told = (await explain(explain_pb2.ExplainRequest(model="n"))).limits
+        assert {limit.rule: limit.by for limit in told} == {
+            "some": "open",
+            "few": "closed",
+            "all": "share",
+        }
 
 
 async def test_a_router_starts_without_its_redis(start_redis: StartRedis) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import aiohttp
 import grpc
 import grpc.aio
+import pytest
 
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
 from aiflow_router.config.config import Config
 from aiflow_router.config.file import parse
 from aiflow_router.main import serving
 from aiflow_router.running import Router
+from aiflow_sdk import errors, status
 
 ANY_PORT = "listen: {grpc: '127.0.0.1:0', http: '127.0.0.1:0', drain_grace: 0s}\n"
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -51,6 +53,29 @@ async def echo(seen: Seen, context: Any) -> None:
         seen.messages.append(message)
         await context.write(message)
     seen.half_closed = True
+
+
+async def hangs(seen: Seen, context: Any) -> None:
+    """Reads the request, and does not answer."""
+    seen.messages.append(await context.read())
+    await asyncio.Event().wait()
+
+
+async def busy(_: Seen, context: Any) -> None:
+    """Refuses as a server that restarts does: no details."""
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+
+
+class Held:
+    """A backend whose calls stay until they are let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, _: Seen, context: Any) -> None:
+        message = await context.read()
+        await self.go.wait()
+        await context.write(message)
 
 
 class _Methods(grpc.GenericRpcHandler):
@@ -186,6 +211,13 @@ async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - polls what has no event
             await asyncio.sleep(0.005)
+
+
+async def failure_of(call: Any) -> errors.AiflowError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return status.from_rpc_error(caught.value)
 
 
 def infer(model: str, extra: bytes = b"") -> bytes:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from fixtures import deploy
 from fixtures.consul import Agent
 from integration.router.consul_kit import discovery, entry, register
 from integration.router.kit import backend, mesh, until
 from prometheus_client.parser import text_string_to_metric_families
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
-FILE = DEPLOY / "alerts.yml"
+FILE = deploy.FOLDER / "alerts.yml"
 # The public key of RFC 8037's example.
 SIGNS = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 
@@ -62,9 +62,7 @@ def test_a_rule_says_what_is_wrong_and_how_bad_it_is(rule: dict[str, Any]) -> No
 @pytest.fixture(scope="session")
 def promtool() -> str:
     """Prometheus's own checker, which is fetched where there is none."""
-    command = [str(DEPLOY / "debian.sh"), "promtool", "prometheus"]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
-    return found.stdout.strip()
+    return str(deploy.found("debian.sh", "promtool", "prometheus"))
 
 
 def test_prometheus_takes_the_file(promtool: str) -> None:

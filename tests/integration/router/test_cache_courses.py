@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import Any
 
-import grpc
 import pytest
-from integration.router.kit import Mesh, Seen, backend, infer, mesh, until
+from integration.router.kit import Mesh, Seen, backend, busy, infer, mesh, until
 
 from aiflow_router.config.file import parse_policy
 from aiflow_router.policy.edition import edition
@@ -24,10 +23,6 @@ class Numbered:
         self.asked += 1
         await context.read()
         await context.write(f"{self.name} {self.asked}".encode())
-
-
-async def busy(_: Seen, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
 
 
 async def ask(m: Mesh) -> tuple[bytes, dict[str, Any]]:

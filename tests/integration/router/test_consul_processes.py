@@ -13,8 +13,7 @@ import pytest
 from fixtures.consul import StartAgent
 from integration.router.consul_kit import INFER, discovery, entry, register
 from integration.router.kit import backend, infer
-from integration.router.test_policy import admin, changed_everywhere, versions_at
-from integration.router.test_processes import (
+from integration.router.processes_kit import (
     ALONE,
     TWO,
     Running,
@@ -23,6 +22,7 @@ from integration.router.test_processes import (
     traffic,
     until,
 )
+from integration.router.test_policy import admin, changed_everywhere, versions_at
 
 from aiflow.admin.v1 import policy_pb2
 

@@ -1,11 +1,8 @@
-"""Fallback over real sockets: what sends a call on, to whom, with what time, and what is told."""
+"""Fallback over real sockets: what sends a call on, to whom, and what is told."""
 
 import asyncio
 import json
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -13,79 +10,14 @@ import grpc.aio
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as aio_client
-from integration.router.kit import (
-    Backend,
-    Handle,
-    Mesh,
-    Seen,
-    backend,
-    backend_process,
-    echo,
-    infer,
-    mesh,
-    until,
-)
+from integration.router.fallback_kit import READY, VERSION, ask, fails, refusal, routed, unavailable
+from integration.router.kit import Seen, backend, backend_process, echo, infer, mesh, until
 from integration.router.test_oip import Triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from aiflow_sdk import errors, status
+from aiflow_sdk import errors
 
-PREFIX = "/inference.GRPCInferenceService"
-INFER, STREAM, READY = f"{PREFIX}/ModelInfer", f"{PREFIX}/ModelStreamInfer", f"{PREFIX}/ModelReady"
 STEP = b"\x22\x0d\x0a\x0bsequence_id"  # A parameter, as clients write it.
-VERSION = b"\x12\x011"
-
-
-def fails(error: errors.AiflowError) -> Handle:
-    """A backend that reads the request and ends with `error`."""
-
-    async def handle(seen: Seen, context: Any) -> None:
-        seen.messages.append(await context.read())
-        await context.abort(
-            status.status_code(error), error.message, tuple(status.to_trailers(error))
-        )
-
-    return handle
-
-
-async def unavailable(seen: Seen, context: Any) -> None:
-    """As a Triton that restarts: no details."""
-    seen.messages.append(await context.read())
-    await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
-
-
-async def hangs(seen: Seen, context: Any) -> None:
-    seen.messages.append(await context.read())
-    await asyncio.Event().wait()
-
-
-@asynccontextmanager
-async def routed(
-    fallback: str, handles: Mapping[str, Handle], *, more: str = ""
-) -> AsyncIterator[tuple[Mesh, dict[str, Backend]]]:
-    """A route of model `a` with `fallback` and the like, and a backend for each model."""
-    config = f"routes: [{{match: {{model: a}}, {fallback}}}{more}]"
-    async with AsyncExitStack() as stack:
-        m = await stack.enter_async_context(mesh(config))
-        servers: dict[str, Backend] = {}
-        for name, handle in handles.items():
-            methods = dict.fromkeys(("ModelInfer", "ModelStreamInfer", "ModelReady"), handle)
-            servers[name] = await stack.enter_async_context(backend(**methods))
-            await m.register(servers[name].address, models=(name,), backend=name)
-        yield m, servers
-
-
-async def ask(m: Mesh, request: bytes = b"", **options: Any) -> tuple[bytes, dict[str, Any]]:
-    call = m.channel.unary_unary(INFER)(request or infer("a"), **{"timeout": 5, **options})
-    return await call, dict(tuple(await call.trailing_metadata()))
-
-
-async def refusal(m: Mesh, request: bytes = b"", **options: Any) -> errors.AiflowError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ask(m, request, **options)
-    return status.from_rpc_error(caught.value)
-
-
 CONDITIONS = {
     "no_endpoint": fails(errors.NoEndpointError("nobody", retry_after_s=1.0)),
     "unavailable": unavailable,
@@ -222,44 +154,6 @@ async def test_a_step_of_a_sequence_does_not_go_on_once_it_was_sent() -> None:
         assert not servers["b"].seen
 
 
-async def test_a_first_candidate_that_hangs_is_cancelled_after_its_share() -> None:
-    half = "fallback: {to: [b], deadline_share: 50%}"
-    async with routed(half, {"a": hangs, "b": echo}) as (m, servers):
-        started_s = time.monotonic()
-        answer, told = await ask(m, timeout=1.0)
-        assert 0.4 < time.monotonic() - started_s < 0.9
-        assert answer == infer("b")
-        assert told["x-aiflow-fallback"] == "deadline_share"
-        await until(lambda: servers["a"].seen[0].cancelled)
-        assert (servers["a"].seen[0].time_remaining_s or 0) <= 0.51
-        assert 0.2 < (servers["b"].seen[0].time_remaining_s or 0) <= 0.51
-        assert 'aiflow_attempts_total{backend="a",outcome="ROUTE_TIMEOUT"} 1.0' in (
-            await m.metrics()
-        )
-
-
-async def test_several_candidates_part_the_share_and_the_deadline_is_one_for_all() -> None:
-    more = "timeout: 900ms, fallback: {to: [b, c], deadline_share: 60%}"
-    async with routed(more, {"a": hangs, "b": hangs, "c": hangs}) as (m, servers):
-        started_s = time.monotonic()
-        error = await refusal(m)
-        assert 0.8 < time.monotonic() - started_s < 1.3
-        assert error.code == "DEADLINE_EXCEEDED"
-        allowed = [servers[name].seen[0].time_remaining_s or 0 for name in "abc"]
-        assert allowed == pytest.approx([0.27, 0.27, 0.36], abs=0.1)
-
-
-async def test_with_nobody_to_take_over_the_first_candidate_has_all_the_time() -> None:
-    async def slow(seen: Seen, context: Any) -> None:
-        seen.messages.append(await context.read())
-        await asyncio.sleep(0.5)
-        await context.write(b"answer")
-
-    share = "fallback: {to: [never], deadline_share: 20%}"
-    async with routed(share, {"a": slow}) as (m, _):
-        assert (await ask(m, timeout=1.5))[0] == b"answer"
-
-
 async def test_the_whole_chain_has_one_number_of_tries() -> None:
     async with (
         routed("retry: {attempts: 2}, fallback: [b, c]", {"a": unavailable, "b": unavailable}) as (
@@ -282,93 +176,11 @@ async def test_the_whole_chain_has_one_number_of_tries() -> None:
         assert tried == {"a": 2, "b": 1, "c": 1}  # One try beyond the first one of each.
 
 
-async def test_in_shadow_a_call_fails_as_without_and_is_counted() -> None:
-    shadow = "fallback: {to: [b], mode: shadow}"
-    async with routed(shadow, {"a": unavailable, "b": echo}) as (m, servers):
-        assert (await refusal(m)).message == "not now"
-        assert not servers["b"].seen
-        text = await m.metrics()
-        assert 'aiflow_fallback_shadow_total{from="a",reason="unavailable",to="b"} 1.0' in text
-        assert "aiflow_fallback_total{" not in text
-
-
-async def test_in_shadow_an_answer_past_the_share_is_counted_and_waited_for() -> None:
-    async def slow(seen: Seen, context: Any) -> None:
-        seen.messages.append(await context.read())
-        await asyncio.sleep(0.2)
-        await context.write(b"answer")
-
-    shadow = "fallback: {to: [b], deadline_share: 10%, mode: shadow}"
-    async with routed(shadow, {"a": slow, "b": echo}) as (m, _):
-        assert (await ask(m, timeout=1))[0] == b"answer"
-        counted = 'aiflow_fallback_shadow_total{from="a",reason="deadline_share",to="b"} 1.0'
-        assert counted in await m.metrics()
-
-
-async def test_in_shadow_a_call_whose_time_is_up_is_counted() -> None:
-    shadow = "timeout: 200ms, fallback: {to: [b], deadline_share: 10%, mode: shadow}"
-    async with routed(shadow, {"a": hangs, "b": echo}) as (m, _):
-        for due_s in (5.0, 0.1):  # The route's time, and the caller's.
-            assert (await refusal(m, timeout=due_s)).code == "DEADLINE_EXCEEDED"
-        await until(lambda: m.inflight() == 0)
-        counted = 'aiflow_fallback_shadow_total{from="a",reason="deadline_share",to="b"} 2.0'
-        assert counted in await m.metrics()
-
-
-async def test_off_is_off() -> None:
-    async with routed("fallback: {to: [b], mode: off}", {"a": unavailable, "b": echo}) as (m, _):
-        assert (await refusal(m)).message == "not now"
-
-
 async def test_questions_about_a_model_go_where_its_calls_would() -> None:
     async with routed("fallback: [b]", {"b": echo}) as (m, _):
         call = m.channel.unary_unary(READY)(infer("a"))
         assert await call == infer("b")
         assert dict(tuple(await call.trailing_metadata()))["x-aiflow-fallback"] == "no_endpoint"
-
-
-async def test_a_stream_goes_on_before_anything_was_sent_and_is_renamed_as_a_whole() -> None:
-    async with routed("fallback: [never, c]", {"c": echo}) as (m, servers):
-        call = m.channel.stream_stream(STREAM)()
-        for extra in (b"\x1a\x01x", VERSION):
-            await call.write(infer("a", extra))
-        assert await call.read() == infer("c", b"\x1a\x01x")
-        assert await call.read() == infer("c")
-        await call.write(infer("c"))  # By its own name too.
-        assert await call.read() == infer("c")
-        await call.write(infer("other"))
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-        assert status.from_rpc_error(caught.value).reason == "BAD_INPUT"
-        trailing = dict(tuple(await call.trailing_metadata()))
-        assert trailing["x-aiflow-fallback"] == "no_endpoint,no_endpoint"
-        assert trailing["x-aiflow-served-by"] == f"c@{servers['c'].address}"
-
-
-async def test_a_stream_that_reached_a_backend_does_not_go_on() -> None:
-    async with routed("fallback: [b]", {"a": unavailable, "b": echo}) as (m, servers):
-        call = m.channel.stream_stream(STREAM)()
-        await call.write(infer("a"))
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-        assert caught.value.details() == "not now"
-        assert not servers["b"].seen
-
-
-async def test_after_the_first_byte_a_stream_breaks() -> None:
-    async with (
-        backend_process() as (address, process),
-        routed("fallback: [b]", {"b": echo}) as (m, servers),
-    ):
-        await m.register(address, models=("a",), backend="a")
-        call = m.channel.stream_stream(STREAM)()
-        await call.write(infer("a"))
-        assert await call.read() == infer("a")
-        process.kill()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-        assert status.from_rpc_error(caught.value).reason == "STREAM_BROKEN"
-        assert not servers["b"].seen
 
 
 async def test_an_unchanged_tritonclient_is_answered_by_the_other_model() -> None:

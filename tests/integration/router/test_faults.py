@@ -9,20 +9,14 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Seen, backend, backend_process, infer, mesh, until
+from integration.router.kit import Seen, backend, backend_process, failure_of, infer, mesh, until
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.rpc import server as servers
-from aiflow_sdk import errors, status
+from aiflow_sdk import errors
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 NOWHERE = "127.0.0.1:1"
-
-
-async def failure_of(call: Any) -> errors.AiflowError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return status.from_rpc_error(caught.value)
 
 
 @pytest.mark.parametrize("method", ["/a.Echo/Echo", INFER])

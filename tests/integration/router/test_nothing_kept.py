@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Mesh, Seen, backend, echo, infer, mesh, until
+from integration.router.kit import Handle, Mesh, Seen, backend, busy, echo, infer, mesh, until
 
 from aiflow_router.rpc.visit import Visit
 
@@ -26,10 +26,6 @@ SETTLED_S = 0.1
 
 async def fail(_: Seen, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "asked to fail")
-
-
-async def busy(_: Seen, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
 
 
 async def slow(_: Seen, __: object) -> None:
@@ -127,7 +123,7 @@ ENDS: dict[str, Callable[[Mesh], Awaitable[None]]] = {
 }
 
 
-BACKENDS = {
+BACKENDS: dict[str, Handle] = {
     "failing": fail,
     "kept-failing": fail,
     "copied-failing": fail,

@@ -15,7 +15,19 @@ import pytest
 from google.protobuf import wrappers_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from integration.router.kit import Backend, Handle, Mesh, Seen, backend, echo, infer, mesh, until
+from integration.router.kit import (
+    Backend,
+    Handle,
+    Held,
+    Mesh,
+    Seen,
+    backend,
+    echo,
+    failure_of,
+    infer,
+    mesh,
+    until,
+)
 from integration.router.typed_service import SERVICE, shop
 
 from aiflow.registry.v1 import registry_pb2
@@ -39,12 +51,6 @@ def gates(m: Mesh, name: str = "m") -> Gates:
     return next(found for known, found in m.router.front.table.gates() if known == name)
 
 
-async def failure_of(call: Any) -> errors.AiflowError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return status.from_rpc_error(caught.value)
-
-
 async def metrics(m: Mesh) -> dict[str, float]:
     async with (
         aiohttp.ClientSession() as session,
@@ -52,18 +58,6 @@ async def metrics(m: Mesh) -> dict[str, float]:
     ):
         lines = [line for line in (await answer.text()).splitlines() if "#" not in line]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-
-
-class Held:
-    """A backend whose calls stay until they are let go."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def __call__(self, seen: Seen, context: Any) -> None:
-        message = await context.read()
-        await self.go.wait()
-        await context.write(message)
 
 
 @asynccontextmanager

@@ -16,8 +16,8 @@ import grpc
 import grpc.aio
 import pytest
 from integration.router.kit import ANY_PORT, backend, infer, mesh, until
-from integration.router.test_processes import router, traffic
-from integration.router.test_processes import until as until_true
+from integration.router.processes_kit import router, traffic
+from integration.router.processes_kit import until as until_true
 
 from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
 from aiflow_router.config.file import load

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Backend, Mesh, Seen, backend, infer, mesh, until
+from integration.router.kit import Backend, Mesh, Seen, backend, hangs, infer, mesh, until
 
 from aiflow_sdk import errors, status
 
@@ -20,11 +20,6 @@ Handle = Callable[[Seen, Any], Awaitable[None]]
 async def answers(seen: Seen, context: Any) -> None:
     seen.messages.append(await context.read())
     await context.write(b"answer")
-
-
-async def hangs(seen: Seen, context: Any) -> None:
-    seen.messages.append(await context.read())
-    await asyncio.Event().wait()
 
 
 def unavailable(*pushback: str) -> Handle:

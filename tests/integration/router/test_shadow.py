@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Backend, Mesh, Seen, backend, infer, mesh, until
+from integration.router.kit import Backend, Mesh, Seen, backend, hangs, infer, mesh, until
 from tritonclient.grpc import service_pb2
 
 from aiflow_router.routing.name import model_name
@@ -37,11 +37,6 @@ def says(text: bytes, *, version: str = "1") -> Handle:
 async def fails(seen: Seen, context: Any) -> None:
     seen.messages.append(await context.read())
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "asked to fail")
-
-
-async def hangs(seen: Seen, context: Any) -> None:
-    seen.messages.append(await context.read())
-    await asyncio.Event().wait()
 
 
 async def running(

@@ -9,8 +9,8 @@ import grpc
 import grpc.aio
 import pytest
 from integration.router.kit import Seen, backend, echo, infer
+from integration.router.processes_kit import router, until
 from integration.router.test_policy import admin, versions_at
-from integration.router.test_processes import router, until
 
 from aiflow.admin.v1 import policy_pb2
 

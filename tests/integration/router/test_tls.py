@@ -10,8 +10,8 @@ import grpc
 import pytest
 import trustme
 from integration.router.kit import ANY_PORT, backend, infer, mesh
-from integration.router.test_processes import router as router_process
-from integration.router.test_processes import start
+from integration.router.processes_kit import router as router_process
+from integration.router.processes_kit import start
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.config.file import parse

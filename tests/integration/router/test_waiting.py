@@ -10,7 +10,17 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Backend, Mesh, Seen, backend, echo, infer, mesh, until
+from integration.router.kit import (
+    Backend,
+    Mesh,
+    Seen,
+    backend,
+    echo,
+    failure_of,
+    infer,
+    mesh,
+    until,
+)
 
 from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
 from aiflow_router.limits.line import Lines
@@ -46,12 +56,6 @@ def call(m: Mesh, *, name: str = "", priority: str = "", key: str = "", **option
     if key:
         metadata.append(("x-api-key", key))
     return m.channel.unary_unary(INFER)(infer("m"), metadata=tuple(metadata), **options)
-
-
-async def failure_of(call: Any) -> errors.AiflowError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return status.from_rpc_error(caught.value)
 
 
 async def trailers(call: Any) -> dict[str, Any]:

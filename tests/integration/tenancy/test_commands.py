@@ -65,6 +65,12 @@ async def test_from_the_first_key_to_a_tenant_that_administers_itself(tmp_path: 
         )
         made = json.loads(told)
         assert made["key"]["models"] == ["gpt-*"]
+        key = made["key"]["key"]
+        told = await run("key", "set", key, "--model", "a", "--model", "b", "--json", key=boss)
+        assert json.loads(told)["models"] == ["a", "b"]
+        told = await run("key", "set", key, "--model", "", "--method", "/a.B/*", key=boss)
+        assert "all" in told
+        assert "/a.B/*" in told
         table = await run("key", "list", "--member", "dana", key=boss)
         assert "[b]app[/b]" in table, "what somebody else wrote is shown as it is"
         rotated = json.loads(
@@ -119,6 +125,12 @@ async def test_mistakes_are_told_in_a_line(tmp_path: Path) -> None:
         assert "write 45s, 90m, 12h or 30d" in said
         said = await run("member", "set", "boss", key=boss, code=2)
         assert "--department or --role" in said
+        said = await run("key", "set", "aif_00000000", key=boss, code=2)
+        assert "--name, --model or --method" in said
+        said = await run("tenant", "show", "a\udcff", key=root, code=2)
+        assert "cannot be sent: write UTF-8" in said
+        said = await run("tenant", "audit", "--limit", "9" * 20, key=root, code=2)
+        assert "is not in the range" in said
     async with mesh() as m:
         said = await aiflow("tenant", "list", cwd=tmp_path, router=m.router.grpc_address, code=1)
         assert "FAILED_PRECONDITION/NO_STORAGE" in said

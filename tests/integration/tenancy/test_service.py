@@ -40,7 +40,9 @@ async def test_a_key_works_from_its_answer_on_until_the_answer_that_ends_it(
             assert await t.echo(made.secret) == "UNAUTHENTICATED"
         made = await boss.CreateKey(member="ann", name="laptop")
         ann = t.admin(made.secret)
-        new = await ann.RotateKey(overlap_ms=0)
+        old, made = made, await ann.RotateKey(overlap_ms=60_000)
+        assert (await t.echo(old.secret), await t.echo(made.secret)) == ("OK", "OK")
+        new = await t.admin(made.secret).RotateKey(overlap_ms=0)
         assert (await t.echo(made.secret), await t.echo(new.secret)) == ("UNAUTHENTICATED", "OK")
         await boss.UpdateMember(member="ann", disabled=True)
         assert await t.echo(new.secret) == "UNAUTHENTICATED"
@@ -71,6 +73,7 @@ FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "CreateKey": ({"tenant": "acme", "member": "boss", "name": "spy"}, "PERMISSION_DENIED"),
     "GetKey": ({"key": "KEY"}, "NOT_FOUND"),
     "ListKeys": ({"tenant": "acme"}, "PERMISSION_DENIED"),
+    "UpdateKey": ({"key": "KEY", "name": "spied"}, "NOT_FOUND"),
     "RotateKey": ({"key": "KEY"}, "NOT_FOUND"),
     "RevokeKey": ({"key": "KEY"}, "NOT_FOUND"),
     "Invite": ({"tenant": "acme"}, "PERMISSION_DENIED"),
@@ -230,6 +233,13 @@ async def test_who_guesses_codes_is_slowed_down_and_nobody_else(tmp_path: Path) 
             {"tenant": "acme", "member": "boss", "name": "k", "lives_ms": -5},
             "lives_ms",
         ),
+        ("UpdateKey", {"name": "k"}, "key"),
+        ("UpdateKey", {"key": "aif_00000000", "name": ""}, "name"),
+        (
+            "UpdateKey",
+            {"key": "aif_00000000", "methods": pb.Patterns(patterns=["a.Echo/*"])},
+            "methods",
+        ),
         ("RotateKey", {"overlap_ms": -1}, "overlap_ms"),
         ("RotateKey", {"overlap_ms": 2**62}, "overlap_ms"),
         ("RevokeKey", {}, "key"),
@@ -275,6 +285,9 @@ NASTY: dict[int, list[Any]] = {
     FieldDescriptor.TYPE_INT64: [-1, 2**63 - 1, -(2**63)],
     FieldDescriptor.TYPE_DOUBLE: [math.nan, math.inf, -1.0, 1e308],
     FieldDescriptor.TYPE_BOOL: [False],
+    FieldDescriptor.TYPE_MESSAGE: [
+        pb.Patterns(patterns=patterns) for patterns in ([], [""], ["\0"], ["["], ["*" * 100_000])
+    ],
 }
 
 

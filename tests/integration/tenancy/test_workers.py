@@ -9,9 +9,10 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from integration.router.kit import backend
-from integration.router.test_processes import ALONE, Running, router
+from integration.router.processes_kit import ALONE, Running, router
 from integration.tenancy.kit import Admin, echo, refused
 
+from aiflow.admin.v1 import tenancy_pb2 as pb
 from aiflow_router.rpc.tenancy import NAMES
 from aiflow_router.tenancy.knocks import BURST
 
@@ -51,6 +52,8 @@ async def test_what_one_worker_answers_holds_at_all_of_them(
             for _ in range(4):
                 made = await boss.CreateKey(member="ann", name="laptop")
                 assert await ends(running, made.secret) == {"OK"}
+                await boss.UpdateKey(key=made.key.key, methods=pb.Patterns(patterns=["/a.Other/*"]))
+                assert await ends(running, made.secret) == {"PERMISSION_DENIED"}
                 await boss.RevokeKey(key=made.key.key)
                 assert await ends(running, made.secret) == {"UNAUTHENTICATED"}
             error = await refused(boss.CreateTenant(tenant="rival"))

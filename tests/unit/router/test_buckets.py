@@ -27,9 +27,12 @@ class World:
     now_s: float = 1000.0
     wall_s: float = NOON_S
     most: int = 1000
+    spared: int = 0
 
     def __post_init__(self) -> None:
-        self.memory = Memory(clock=lambda: self.now_s, wall=lambda: self.wall_s, most=self.most)
+        self.memory = Memory(
+            clock=lambda: self.now_s, wall=lambda: self.wall_s, most=self.most, spared=self.spared
+        )
         self.calls = 0
 
     def take(self, *asks: Ask, holder: str = "") -> Verdict:
@@ -243,6 +246,27 @@ def test_what_is_as_good_as_new_is_forgotten() -> None:
         world.passes(1.0)  # One of them is full again after 15 s.
     assert len(world.memory) < 50
     assert world.memory.forgotten == 0
+
+
+@pytest.mark.parametrize("rule", [RATE, DAY])
+def test_a_call_that_said_less_than_it_took_is_charged_though_its_bucket_is_forgotten(
+    rule: Rule,
+) -> None:
+    world = World()
+    one = ask(rule, 0)
+    world.take(one, holder="it")
+    assert len(world.memory) == 0, "full, so it is forgotten"
+    before = world.look(one).standings[0].remaining
+    world.memory.settle([one], [2.0], holder="it")
+    assert world.look(one).standings[0].remaining == before - 2
+
+
+def test_a_few_are_not_forgotten_for_they_would_be_made_again_for_each_call() -> None:
+    world = World(spared=20)
+    for number in range(100):
+        world.take(ask(RATE, whose=str(number % 20)))
+        world.passes(60.0)
+    assert len(world.memory) == 20
 
 
 def test_memory_is_bounded_whatever_callers_invent() -> None:

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from unit.router.config_kit import refusal
 
 from aiflow_router.config.config import Config
 from aiflow_router.config.courses import circles
-from aiflow_router.config.file import ConfigError, parse, parse_policy, printed
+from aiflow_router.config.file import parse, parse_policy, printed
 from aiflow_router.policy.edition import canonical
 from aiflow_router.routing.fallback import CONDITIONS
 from aiflow_router.routing.guard import Guard
@@ -207,9 +208,7 @@ def route(text: str) -> str:
     ],
 )
 def test_what_could_not_work_is_refused(text: str, expected: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse(text, file="f")
-    assert expected in str(caught.value)
+    assert expected in refusal(text)
 
 
 @pytest.mark.parametrize("to", ["split: {m: 1, lite: 1}", "fallback: [lite]"])
@@ -217,8 +216,7 @@ def test_a_name_for_other_models_needs_no_endpoint_and_may_be_limited(to: str) -
     limits = "limits: [{name: a, rate: 1/s, match: {model: alias}}]\n"
     config = parse(f"{STATIC}{limits}routes: [{{match: {{model: alias}}, {to}}}]")
     assert config.routes[0].match.model == "alias"
-    with pytest.raises(ConfigError, match=r"limits.0.match.model: can never match"):
-        parse(STATIC + limits)
+    assert "limits.0.match.model: can never match" in refusal(STATIC + limits)
 
 
 def test_the_short_forms_mean_the_long_ones() -> None:

@@ -63,6 +63,7 @@ SPEC: dict[Operation, dict[Role, list[str]]] = {
     "member.change": DEPARTMENTS_OWN,
     "key.create": DEPARTMENTS_OWN,
     "key.read": ALSO_ONES_OWN,
+    "key.change": DEPARTMENTS_OWN,
     "key.rotate": ALSO_ONES_OWN,
     "key.revoke": ALSO_ONES_OWN,
     "invitation.create": DEPARTMENTS_OWN,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiflow_sdk import BadInputError, Endpoint
-from aiflow_sdk.command import files, mesh, status, up
+from aiflow_sdk.command import explain, files, mesh, status, up
+from aiflow_sdk.command.administration import say_table
 from aiflow_sdk.command.processes import Backoff
 
 
@@ -91,3 +92,29 @@ def test_an_endpoint_without_a_lease_is_not_about_to_expire(
     assert columns["lease"] == [shown]
     assert columns["version"] == [r"1.4 \[beta]"], "a version is no markup"
     assert columns["device"] == ["gpu:0"]
+
+
+def test_a_record_is_a_line_where_nobody_looks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"aif_0000000{number}", "a long name " * 20) for number in range(3)]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    say_table(("key", "name"), rows, empty="")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["key", *(key for key, _ in rows)]
+
+
+def test_an_id_is_whole_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    say_table(("key", *"abcd"), [("aif_1a2b3c4d", *["some words"] * 4)], empty="")
+    assert "aif_1a2b3c4d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value_s", "text"),
+    [(0.05, "50 ms"), (15, "15 s"), (600, "10 min"), (18_300, "5.08 h"), (2e6, "23.1 d")],
+)
+def test_a_time_is_told_in_a_unit_that_fits(value_s: float, text: str) -> None:
+    assert explain._seconds(value_s) == text

@@ -124,6 +124,11 @@ class TenancyServiceStub(object):
                 request_serializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.UpdateKey = channel.unary_unary(
+                '/aiflow.admin.v1.TenancyService/UpdateKey',
+                request_serializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.UpdateKeyRequest.SerializeToString,
+                response_deserializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.UpdateKeyResponse.FromString,
+                _registered_method=True)
         self.RotateKey = channel.unary_unary(
                 '/aiflow.admin.v1.TenancyService/RotateKey',
                 request_serializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.RotateKeyRequest.SerializeToString,
@@ -311,6 +316,14 @@ class TenancyServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateKey(self, request, context):
+        """Changes what is set in the request, of a live key, which stays the same for
+        whoever has it; who only owns it cannot. FAILED_PRECONDITION/KEY_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RotateKey(self, request, context):
         """Makes a key in place of another, which works on for the overlap, and shows
         it, this once. FAILED_PRECONDITION/KEY_ENDED, and KEY_ROTATED for one that
@@ -484,6 +497,11 @@ def add_TenancyServiceServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.ListKeysRequest.FromString,
                     response_serializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'UpdateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKey,
+                    request_deserializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.UpdateKeyRequest.FromString,
+                    response_serializer=aiflow_dot_admin_dot_v1_dot_tenancy__pb2.UpdateKeyResponse.SerializeToString,
             ),
             'RotateKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateKey,
@@ -966,6 +984,33 @@ class TenancyService(object):
             '/aiflow.admin.v1.TenancyService/ListKeys',
             aiflow_dot_admin_dot_v1_dot_tenancy__pb2.ListKeysRequest.SerializeToString,
             aiflow_dot_admin_dot_v1_dot_tenancy__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/aiflow.admin.v1.TenancyService/UpdateKey',
+            aiflow_dot_admin_dot_v1_dot_tenancy__pb2.UpdateKeyRequest.SerializeToString,
+            aiflow_dot_admin_dot_v1_dot_tenancy__pb2.UpdateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

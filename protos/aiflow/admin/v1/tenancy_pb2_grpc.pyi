@@ -84,6 +84,10 @@ class TenancyServiceStub:
     """One key. NOT_FOUND/KEY_NOT_FOUND, also of keys that the caller may not see."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_tenancy_pb2.ListKeysRequest, _tenancy_pb2.ListKeysResponse]
     """The keys that the caller may see."""
+    UpdateKey: _grpc.UnaryUnaryMultiCallable[_tenancy_pb2.UpdateKeyRequest, _tenancy_pb2.UpdateKeyResponse]
+    """Changes what is set in the request, of a live key, which stays the same for
+    whoever has it; who only owns it cannot. FAILED_PRECONDITION/KEY_ENDED.
+    """
     RotateKey: _grpc.UnaryUnaryMultiCallable[_tenancy_pb2.RotateKeyRequest, _tenancy_pb2.RotateKeyResponse]
     """Makes a key in place of another, which works on for the overlap, and shows
     it, this once. FAILED_PRECONDITION/KEY_ENDED, and KEY_ROTATED for one that
@@ -182,6 +186,10 @@ class TenancyServiceAsyncStub(TenancyServiceStub):
     """One key. NOT_FOUND/KEY_NOT_FOUND, also of keys that the caller may not see."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_tenancy_pb2.ListKeysRequest, _tenancy_pb2.ListKeysResponse]  # type: ignore[assignment]
     """The keys that the caller may see."""
+    UpdateKey: _aio.UnaryUnaryMultiCallable[_tenancy_pb2.UpdateKeyRequest, _tenancy_pb2.UpdateKeyResponse]  # type: ignore[assignment]
+    """Changes what is set in the request, of a live key, which stays the same for
+    whoever has it; who only owns it cannot. FAILED_PRECONDITION/KEY_ENDED.
+    """
     RotateKey: _aio.UnaryUnaryMultiCallable[_tenancy_pb2.RotateKeyRequest, _tenancy_pb2.RotateKeyResponse]  # type: ignore[assignment]
     """Makes a key in place of another, which works on for the overlap, and shows
     it, this once. FAILED_PRECONDITION/KEY_ENDED, and KEY_ROTATED for one that
@@ -367,6 +375,16 @@ class TenancyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tenancy_pb2.ListKeysResponse, _abc.Awaitable[_tenancy_pb2.ListKeysResponse]]:
         """The keys that the caller may see."""
+
+    @_abc_1.abstractmethod
+    def UpdateKey(
+        self,
+        request: _tenancy_pb2.UpdateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tenancy_pb2.UpdateKeyResponse, _abc.Awaitable[_tenancy_pb2.UpdateKeyResponse]]:
+        """Changes what is set in the request, of a live key, which stays the same for
+        whoever has it; who only owns it cannot. FAILED_PRECONDITION/KEY_ENDED.
+        """
 
     @_abc_1.abstractmethod
     def RotateKey(

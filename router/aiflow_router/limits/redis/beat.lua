@@ -18,6 +18,13 @@ else
   redis.call('ZREM', KEYS[1], name)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', exact(now))
+-- Who was heard by a clock that was ahead was heard now, at the latest.
+if alive_s > 0 then
+  local longest = exact(now + alive_s)
+  for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. longest, '+inf')) do
+    redis.call('ZADD', KEYS[1], longest, late)
+  end
+end
 for i = 2, #KEYS do
   redis.call('ZADD', KEYS[i], exact(now + place_s), ARGV[i + 2])
   redis.call('PEXPIRE', KEYS[i], math.ceil((place_s + 1) * 1000))

@@ -21,6 +21,7 @@ local ALMOST = 1e-9      -- Doubles do not add up exactly.
 local MOMENT_S = 1e-6    -- A wait that ends a rounding error too early would be refused again.
 local SLACK_S = 1        -- A key outlives what it says by so much.
 local LOOK_AGAIN_S = 0.05 -- Nobody knows when a place is left.
+local BACK_S = 3600      -- A clock set back by less is only being set right: what has begun goes on.
 local LONGEST_MS = 4e12  -- About a century; Redis takes no more than 2^63.
 
 local function exact(number) return string.format('%.17g', number) end
@@ -55,12 +56,13 @@ local function month_of(days)
   return (yoe + era * 400 + (month <= 2 and 1 or 0)) * 12 + month - 1
 end
 
-local function calendar(kind)
-  local day = math.floor(now / 86400)
-  if kind == 'day' then return day, (day + 1) * 86400 - now end
+-- The day or month that this time is in, as a number, and when it ends.
+local function calendar(kind, at)
+  local day = math.floor(at / 86400)
+  if kind == 'day' then return day, (day + 1) * 86400 end
   local month, last = month_of(day), day
   while month_of(last + 1) == month do last = last + 1 end
-  return month, (last + 1) * 86400 - now
+  return month, (last + 1) * 86400
 end
 
 -- Of each kind: `read` finds how a bucket stands, `take` charges the cost and the lease, `settle`
@@ -170,6 +172,11 @@ kinds.strict = strict
 local concurrency = {}
 
 function concurrency.read(ask)
+  local longest = exact(now + place_s)
+  for _, late in ipairs(writes and redis.call('ZRANGEBYSCORE', ask.key, '(' .. longest, '+inf') or {}) do
+    redis.call('ZADD', ask.key, longest, late)
+    keep(ask.key, place_s)
+  end
   ask.left = ask.amount - redis.call('ZCOUNT', ask.key, '(' .. exact(now), '+inf')
 end
 
@@ -188,17 +195,23 @@ function concurrency.settle(ask) redis.call('ZREM', ask.key, holder) end
 
 kinds.concurrency = concurrency
 
--- What was used in the current day or month, in UTC. Of a clock that was set back over midnight the
--- later day goes on.
+-- What was used in the current day or month, in UTC. What was used by a clock that was far ahead counts
+-- as used now, and stops nobody for as long as it was ahead.
 local quota = {}
 
 function quota.read(ask)
   local found = redis.call('HMGET', ask.key, 'of', 'used')
   local of, used = tonumber(found[1]), tonumber(found[2])
-  ask.of, ask.rest_s = calendar(ask.kind)
-  ask.used = 0
-  if of and of >= ask.of then ask.of, ask.used = of, used end
-  ask.left = ask.amount - ask.used
+  local ends
+  ask.of, ends = calendar(ask.kind, now)
+  local ahead = of and of > ask.of
+  if ahead then
+    local soon, soon_ends = calendar(ask.kind, now + BACK_S)
+    if of == soon then ask.of, ends = soon, soon_ends end
+  end
+  ask.used = of and of >= ask.of and used or 0
+  ask.rest_s, ask.left = ends - now, ask.amount - ask.used
+  if ahead and writes then quota.write(ask) end
 end
 
 function quota.wait() return math.huge end
