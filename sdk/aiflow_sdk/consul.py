@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit
 try:
     import aiohttp
     import orjson
+    from aiohttp.connector import NEEDS_CLEANUP_CLOSED
     from yarl import URL
 except ImportError as error:  # pragma: no cover - the plain SDK never comes here
     raise ImportError(
@@ -165,6 +166,8 @@ class Consul:
             # Whoever waits holds a connection; how many may wait is for the caller to say.
             limit=0,
             ssl=self._tls,
+            # Of TLS, some versions of Python leave connections open that were cancelled.
+            enable_cleanup_closed=NEEDS_CLEANUP_CLOSED,
         )
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True)
         return self
@@ -261,6 +264,11 @@ class Consul:
                 "authority that signed it with `ca`"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
+            if (told := _of_tls(error)) is not None:
+                raise ConsulRefusedError(
+                    f"{where}: {told}; look at `ca`, `cert` and `key`, and whether TLS is spoken "
+                    "there at all"
+                ) from None
             raise ConsulAwayError(
                 f"{where}: {_said(error)}; start the agent there, or correct the address"
             ) from None
@@ -336,5 +344,16 @@ def _shown(raw: bytes) -> str:
     return f'"{text}"' if text else "(nothing)"
 
 
+def _of_tls(error: BaseException | None) -> str | None:
+    """What TLS does not like, where that is the reason."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return str(error)
+        error = getattr(error, "os_error", None) or error.__cause__ or error.__context__
+    return None
+
+
 def _said(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error  # Its own words name TLS where none is meant.
     return str(error) or type(error).__name__

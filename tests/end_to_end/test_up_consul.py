@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -88,3 +91,43 @@ def test_everything_is_registered_at_consul_is_called_and_stops_with_one_signal(
             assert reply.served_by.endswith(f"@{imaging.address}")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
+
+
+def test_no_call_fails_when_the_agent_is_killed_and_comes_back_without_a_memory() -> None:
+    with up() as (process, welcome):
+        router, consul = (
+            found[1]
+            for found in (
+                re.search(r"gRPC +(\S+)", welcome),
+                re.search(r"Consul +(http://127\.0\.0\.1:\d+)/ui", welcome),
+            )
+            if found is not None
+        )
+        children = psutil.Process(process.pid).children(recursive=True)
+        (agent,) = [child for child in children if child.name() == "consul"]
+        request = imaging_pb2.ComposeContactSheetRequest()
+        request.tiles.add().image.data = picture()
+        with Client(router) as client:
+            stub = imaging_pb2_grpc.ImagingServiceStub(client.channel())
+            agent.kill()
+            agent.wait()
+            came_back_s = 0.0
+            ends_s = time.monotonic() + 60
+            # On for a while after it is back: what it has lost is to be missed by nobody.
+            while not came_back_s or time.monotonic() < came_back_s + 2:
+                assert time.monotonic() < ends_s, "nothing is registered there again"
+                assert client.call(stub.ComposeContactSheet, request).message.image.data
+                if not came_back_s and takes_calls(consul, "imaging"):
+                    came_back_s = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+
+
+def takes_calls(consul: str, backend: str) -> bool:
+    """Whether the agent, if there is one, tells an instance that passes its checks."""
+    url = f"{consul}/v1/health/service/{backend}?passing"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(json.load(answer))
+    except OSError:
+        return False

@@ -103,6 +103,16 @@ def endpoint_problem(endpoint: Endpoint) -> str:
     return "; ".join(f"{field}: {why}" for field, why in wrong.items())
 
 
+def model_problem(name: str) -> str:
+    """Why no endpoint can ever serve a model of this name; empty where one may."""
+    return _names_problem((name,), _MODEL)
+
+
+def service_problem(name: str) -> str:
+    """Why no endpoint can ever serve this service; empty where one may."""
+    return _names_problem((name,), _SERVICE)
+
+
 def _names_problem(names: Sequence[str], pattern: re.Pattern[str]) -> str:
     # First all of them at the speed of C, for there may be thousands.
     sound = max(map(len, names), default=0) <= MAX_NAME and all(map(pattern.fullmatch, names))

@@ -9,6 +9,9 @@ from aiflow_router.config.route import Route
 
 Path = tuple[str | int, ...]
 
+# What of a route holds for calls to a model that is called itself, not for those it is split into.
+_OF_THE_CALLED = ("balance", "latency_aim", "hedge", "overload", "cache", "shadow")
+
 
 def problems(
     routes: Sequence[Route], *, servable: frozenset[str] | None
@@ -29,6 +32,12 @@ def problems(
                 )
             if why is not None:
                 yield ("routes", index, *place), why
+        if _only_split(route):
+            for key in _OF_THE_CALLED:
+                if getattr(route, key) != Route.model_fields[key].default:
+                    sides = ", ".join(_weights(route))
+                    why = f"has no effect: calls go to {sides}, each by its own route; say it there"
+                    yield ("routes", index, key), why
     index_of = {route.match.model: index for index, route in enumerate(routes)}
     for circle in circles({name: _fallbacks(route) for name, route in by_model.items()}):
         way = " -> ".join((*circle, circle[0]))
@@ -54,12 +63,12 @@ def circles(to: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, ...]]:
                 rests.append(iter(to.get(other, ())))
 
 
-def not_servable(name: str, servable: frozenset[str] | None) -> str | None:
-    """Why no call can ever go to the model; None where one may."""
+def not_servable(name: str, servable: frozenset[str] | None, *, kind: str = "model") -> str | None:
+    """Why no call can ever go to that model or service; None where one may."""
     if servable is None or name in servable:
         return None
     nearest = difflib.get_close_matches(name, servable, n=1)
-    hint = f"did you mean `{nearest[0]}`?" if nearest else "add it to the models of one"
+    hint = f"did you mean `{nearest[0]}`?" if nearest else f"add it to the {kind}s of one"
     return f'no static endpoint serves "{name}" and none can register; {hint}'
 
 

@@ -143,3 +143,9 @@ class Discovery(Section):
         if self.grows():
             return None
         return frozenset(model for item in self.static for model in item.models)
+
+    def only_services(self) -> frozenset[str] | None:
+        """The services that there ever can be; None as for models."""
+        if self.grows():
+            return None
+        return frozenset(service for item in self.static for service in item.services)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from aiflow_router.config.values import Mode, Name, Percent, Section, first_twice
+from aiflow_router.config.values import Mode, ModelName, Percent, Section, first_twice
 from aiflow_router.routing import fallback as routing
 from aiflow_router.routing.fallback import CONDITIONS, Condition
 
@@ -15,7 +15,7 @@ MAX_CANDIDATES = 8
 
 class Fallback(Section):
     # Models, in the order in which they are asked.
-    to: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_CANDIDATES)]
+    to: Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_CANDIDATES)]
     # What sends a call on; None: all of them, deadline_share where a share is given.
     on: Annotated[tuple[Condition, ...], Field(min_length=1)] | None = None
     # Of the call's time, what all candidates but the last may use together.

@@ -52,7 +52,8 @@ def read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError([f"{path}: cannot be read: {why}"]) from None
 
 
 def parse(text: str, *, file: str = DEFAULT_FILE) -> Config:
@@ -100,16 +101,18 @@ def _parsed(kind: type[S], text: str, *, file: str, running: Config | None = Non
 
 def _between(found: Config | PolicyDocument, running: Config | None) -> Iterator[routes.Problem]:
     """What is wrong between parts that are right by themselves, for a router that runs by that."""
-    servable = _servable(running)
+    known = None if running is None else running.discovery
+    servable = None if known is None else known.only_models()
+    services = None if known is None else known.only_services()
     ground = Ground(redis=True, storage=True) if running is None else running.ground()
-    yield from routes.check(found.routes, servable=servable)
-    yield from limits.check(found.limits, ground=ground, servable=servable)
+    yield from routes.check(found.routes, servable=servable, services=services)
+    yield from limits.check(
+        found.limits,
+        ground=ground,
+        servable=routes.askable(found.routes, servable),
+        services=services,
+    )
     yield from prices.check(found.routes, ground=ground)
-
-
-def _servable(running: Config | None) -> frozenset[str] | None:
-    """The models that there ever can be; None where nothing says so."""
-    return None if running is None else running.discovery.only_models()
 
 
 def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:
@@ -128,7 +131,10 @@ def _composed(text: str, *, file: str) -> tuple[yaml.Node | None, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        raise ConfigError([f"{where}: {getattr(error, 'problem', None) or error}"]) from None
+        why = getattr(error, "problem", None) or error
+        if mark and text[mark.index : mark.index + 1] == "\t":
+            why = "there is a tab here: YAML is indented with spaces"
+        raise ConfigError([f"{where}: {why}"]) from None
     except _TooManyError:
         raise ConfigError(
             [f"{file}: has more than {MAX_VALUES} values, aliases unfolded"]

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from aiflow_router.config.values import Duration, Mode, Name, Section, Timeout, at, first_twice
+from aiflow_router.catalog.fields import service_problem
+from aiflow_router.config.values import (
+    Duration,
+    Mode,
+    ModelName,
+    Name,
+    Section,
+    Timeout,
+    at,
+    first_twice,
+)
 from aiflow_router.limits.rule import Away, Kind, Per, Rule, Unit
 
 _RATE = re.compile(r"(?P<number>\d+(\.\d+)?)/(?P<unit>s|min|h)")
@@ -53,7 +63,7 @@ Amount = Annotated[
 
 
 class LimitMatch(Section):
-    model: Name | None = None
+    model: ModelName | None = None
     service: Name | None = None
 
     @model_validator(mode="after")
@@ -246,6 +256,8 @@ class Limit(Section):
                 why = "the router answers it itself, and what administers it is never limited"
             if why is not None:
                 raise at("match", "service", why=f'no call to "{service}" is limited: {why}')
+            if problem := service_problem(service):
+                raise at("match", "service", why=f"no endpoint can ever serve it: {problem}")
         return self
 
 

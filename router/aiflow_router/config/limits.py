@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from aiflow_router.config.courses import not_servable
-from aiflow_router.config.limit import Limit
-from aiflow_router.config.routes import Problem
+from aiflow_router.config.limit import Limit, LimitMatch
+from aiflow_router.config.routes import Path, Problem
 
 # A call is asked for by every limit that matches.
 MAX_LIMITS = 1000
@@ -29,11 +29,16 @@ class Ground:
 
 
 def check(
-    limits: Sequence[Limit], *, ground: Ground, servable: frozenset[str] | None = None
+    limits: Sequence[Limit],
+    *,
+    ground: Ground,
+    servable: frozenset[str] | None = None,
+    services: frozenset[str] | None = None,
 ) -> Iterator[Problem]:
     """Every problem between limits, and with the router; each limit is valid by itself.
 
-    `servable` are the models that there ever can be; None where servers register themselves.
+    `servable` are the models that may ever be asked for, `services` the services that there can
+    be; None where servers register themselves.
     """
     if len(limits) > MAX_LIMITS:
         yield Problem(path=("limits",), why=f"has {len(limits)} limits, more than {MAX_LIMITS}")
@@ -47,10 +52,8 @@ def check(
                 why=f'two limits are named "{limit.name}", this one and limits.{before}: each '
                 "needs a name of its own",
             )
-        if limit.match is not None and limit.match.model is not None:
-            why = not_servable(limit.match.model, servable)
-            if why is not None:
-                yield Problem(path=(*here, "match", "model"), why=f"can never match: {why}")
+        if limit.match is not None:
+            yield from _never_matched(limit.match, here, servable, services)
         if ground.redis:
             continue
         if ground.workers > 1 and limit.mode == "enforce":
@@ -67,3 +70,14 @@ def check(
                     why="is about Redis, and there is none: set `redis: {url: ...}`, or leave "
                     "it out",
                 )
+
+
+def _never_matched(
+    match: LimitMatch, here: Path, servable: frozenset[str] | None, services: frozenset[str] | None
+) -> Iterator[Problem]:
+    for kind, name, known in (
+        ("model", match.model, servable),
+        ("service", match.service, services),
+    ):
+        if name is not None and (why := not_servable(name, known, kind=kind)) is not None:
+            yield Problem(path=(*here, "match", kind), why=f"can never match: {why}")

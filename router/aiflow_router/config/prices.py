@@ -1,10 +1,9 @@
-"""Whether prices can be asked for at the router that they are for, and of anybody."""
+"""Whether prices can be asked for at the router that they are for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from aiflow_router.catalog.fields import OWN_SERVICES
 from aiflow_router.config.limits import Ground
 from aiflow_router.config.route import Route
 from aiflow_router.config.routes import Problem
@@ -13,19 +12,9 @@ from aiflow_router.config.routes import Problem
 def check(routes: Sequence[Route], *, ground: Ground) -> Iterator[Problem]:
     """Every price that nobody would pay."""
     for index, route in enumerate(routes):
-        if route.price is None:
-            continue
-        here = ("routes", index, "price")
-        service = route.match.service
-        if service in OWN_SERVICES:
+        if route.price is not None and not ground.storage:
             yield Problem(
-                path=here,
-                why=f'has no effect: the router itself answers "{service}"; match a model, or '
-                "another service",
-            )
-        elif not ground.storage:
-            yield Problem(
-                path=here,
+                path=("routes", index, "price"),
                 why="is paid in credits, and there is no database that has them: set "
                 "`storage: {url: sqlite:///aiflow.db}`, or leave the price out",
             )

@@ -13,9 +13,10 @@ from aiflow_router.config.shadow import Shadow
 from aiflow_router.config.split import Split
 from aiflow_router.config.values import (
     Mode,
-    Name,
+    ModelName,
     Percent,
     Section,
+    ServiceName,
     Timeout,
     at,
     positive,
@@ -31,8 +32,8 @@ Balance = Literal["batch_aware", "least_request", "peak_ewma", "round_robin", "s
 
 
 class Match(Section):
-    model: Name | None = None
-    service: Name | None = None
+    model: ModelName | None = None
+    service: ServiceName | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Match:

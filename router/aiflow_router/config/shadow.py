@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from aiflow_router.config.values import Name, Section
+from aiflow_router.config.values import ModelName, Section
 from aiflow_router.routing.shadow import ShadowRule
 
 
@@ -19,7 +19,7 @@ def _percent(value: object) -> object:
 
 
 class Shadow(Section):
-    to: Name
+    to: ModelName
     percent: Annotated[float, BeforeValidator(_percent)]
     # Copies under way at once, in each worker; further ones are dropped.
     max_in_flight: Annotated[int, Field(ge=1, le=1000)] = 16

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from aiflow_router.config.values import Mode, Name, Percent, Section, Times
+from aiflow_router.catalog.fields import model_problem
+from aiflow_router.config.values import Mode, Name, Percent, Section, Times, at
 from aiflow_router.routing import guard as guards
 from aiflow_router.routing import split as routing
 
@@ -62,6 +63,9 @@ class Split(Section):
 
     @model_validator(mode="after")
     def _effective(self) -> Split:
+        for name in self.weights:
+            if problem := model_problem(name):
+                raise at("weights", name, why=f"no endpoint can ever serve it: {problem}")
         if not sum(self.weights.values()):
             raise ValueError("weights: all are 0, so no call could be sent anywhere")
         if self.guard is None:

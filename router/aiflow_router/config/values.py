@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from aiflow_router.catalog.fields import address_problem
+from aiflow_router.catalog.fields import address_problem, model_problem, service_problem
 
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>ms|s|m|h)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -60,6 +60,20 @@ def _listen_address(value: str) -> str:
     return value
 
 
+def _model(value: str) -> str:
+    if problem := model_problem(value):
+        raise ValueError(f"no endpoint can ever serve it: {problem}")
+    return value
+
+
+def _service(value: str) -> str:
+    if problem := service_problem(value):
+        raise ValueError(
+            f"no endpoint can ever serve it: {problem}; match a model, or another service"
+        )
+    return value
+
+
 def first_twice(items: list[Any]) -> Any:
     """The first item that is there twice; None when each is there once."""
     seen: set[Any] = set()
@@ -93,6 +107,8 @@ Times = Annotated[
 ]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+ModelName = Annotated[Name, AfterValidator(_model)]
+ServiceName = Annotated[Name, AfterValidator(_service)]
 Mode = Annotated[Literal["enforce", "shadow", "off"], BeforeValidator(_off)]
 Zone = Annotated[str, Field(max_length=128)]
 

@@ -29,7 +29,7 @@ def error_of(permit: Permit) -> errors.RateLimitedError:
     if _by_calendar(ask):
         return errors.RateLimitedError(
             f'the quota "{rule.name}" is used up, {said(rule)}: {standing.remaining:g} are left, '
-            f"this call asks for {ask.cost:g}, and it begins anew in {_time(standing.reset_s)}: "
+            f"this call asks for {ask.cost:g}, and it begins anew in {span(standing.reset_s)}: "
             "ask whoever runs the router for more",
             reason="QUOTA_EXCEEDED",
             metadata=metadata,
@@ -48,7 +48,7 @@ def error_of(permit: Permit) -> errors.RateLimitedError:
             metadata=metadata,
         )
     return errors.RateLimitedError(
-        f'over the limit "{rule.name}", {said(rule)}: try again in {standing.wait_s:.2g} s, call '
+        f'over the limit "{rule.name}", {said(rule)}: try again in {span(standing.wait_s)}, call '
         "less often, or ask whoever runs the router for more",
         retry_after_s=standing.wait_s,
         metadata=metadata,
@@ -72,6 +72,9 @@ def _by_calendar(ask: Ask) -> bool:
     return ask.rule.kind in _CALENDAR
 
 
-def _time(value_s: float) -> str:
+def span(value_s: float) -> str:
+    """Rounded up from a minute and a half on, for a person: "1.5 s", "30 min", "2 h 5 min"."""
+    if value_s < 90:
+        return f"{value_s:.2g} s"
     hours, minutes = divmod(math.ceil(value_s / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"

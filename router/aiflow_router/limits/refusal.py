@@ -5,7 +5,7 @@ What Explain says that it would be told is the same.
 
 from __future__ import annotations
 
-from aiflow_router.limits.exceeded import said
+from aiflow_router.limits.exceeded import said, span
 from aiflow_router.limits.gate import Refusal
 from aiflow_router.limits.rule import Ask
 from aiflow_sdk import errors
@@ -18,14 +18,14 @@ def error_of(refusal: Refusal, name: str) -> errors.AiflowError:
         return too_late(name)
     if refusal.reason == "DEADLINE_UNREACHABLE":
         return errors.DeadlineUnreachableError(
-            f'"{name}" is busy: this call would have waited about {refusal.wait_s:.2g} s and could '
+            f'"{name}" is busy: this call would have waited about {span(refusal.wait_s)} and could '
             "not have been answered before its deadline: allow a longer deadline, or call less",
             retry_after_s=-1.0,
             metadata=metadata,
         )
     return errors.OverloadedError(
         f'"{name}" has as many calls as it can take and {refusal.waiting} waiting: try again in '
-        f"{refusal.retry_after_s:.2g} s, or add endpoints",
+        f"{span(refusal.retry_after_s)}, or add endpoints",
         retry_after_s=refusal.retry_after_s,
         metadata=metadata,
     )
@@ -46,14 +46,14 @@ def over_limit(refusal: Refusal, ask: Ask) -> errors.AiflowError:
     if refusal.reason == "DEADLINE_UNREACHABLE":
         return errors.DeadlineUnreachableError(
             f'over the limit "{rule.name}", {said(rule)}: it would have waited about '
-            f"{refusal.wait_s:.2g} s for its turn, past its deadline: allow a longer deadline, or "
+            f"{span(refusal.wait_s)} for its turn, past its deadline: allow a longer deadline, or "
             "call less often",
             retry_after_s=-1.0,
             metadata=metadata,
         )
     return errors.OverloadedError(
         f'over the limit "{rule.name}", {said(rule)}, and {refusal.waiting} calls wait for it '
-        f"already: try again in {refusal.retry_after_s:.2g} s, or call less often",
+        f"already: try again in {span(refusal.retry_after_s)}, or call less often",
         retry_after_s=refusal.retry_after_s,
         metadata=metadata,
     )

@@ -24,6 +24,7 @@ from aiflow_sdk.command.processes import Backoff
 from aiflow_sdk.consul import (
     Consul,
     ConsulError,
+    ConsulForbiddenError,
     ConsulMissingError,
     ConsulRefusedError,
     segment,
@@ -87,6 +88,7 @@ class Store:
         self._sleep = sleep
         self._wall = wall
         self._taken: _Found | None = None
+        self._only_reads = False
         self._seen_more = asyncio.Event()
         self._heard_s = asyncio.get_running_loop().time()
         self.began = asyncio.Event()
@@ -119,6 +121,7 @@ class Store:
             except ConsulMissingError:
                 index = 0
                 self._heard_s = loop.time()
+                self._lost()
                 self.began.set()
                 await self._sleep(MISSING_EVERY_S)
             except ConsulError as error:
@@ -204,6 +207,30 @@ class Store:
         if answer.body is True:
             await self._prune(version)
 
+    def _lost(self) -> None:
+        if self._taken is None:
+            return
+        self._taken = None
+        current = self._policies.current.version
+        _log.warning(
+            "the policy is not in Consul any more: the one in force stays here, and a router that "
+            f"starts goes by its file; `aiflow policy rollback {current}` writes it there again",
+            key=self._key,
+        )
+
+    async def _keep_seen(self, raw: bytes, version: str) -> None:
+        """Keeps what somebody wrote, where the token may; else that is for other routers to do."""
+        try:
+            await self._keep(raw, version)
+        except ConsulForbiddenError as error:
+            if not self._only_reads:
+                _log.warning(
+                    "versions of the policy are not kept from here: the token may only read",
+                    why=str(error),
+                    key=self._key,
+                )
+            self._only_reads = True
+
     async def _prune(self, newest: str) -> None:
         folder = f"{self._path()}/versions/"
         names = (await self._consul.get(folder, {"keys": ""}, stale=False)).body
@@ -223,14 +250,17 @@ class Store:
             )
 
     async def _take_effect(self) -> None:
-        """Returns when what lies there now has come to this router's own watch."""
-        found = await self._now()
-        if found is None:
-            return
+        """Returns when what lies there now has come to this router's own watch.
+
+        Indexes do not tell: a Consul that lost its memory begins anew with them.
+        """
         try:
             async with asyncio.timeout(SEEN_WITHIN_S):
-                while self._taken is None or self._taken.index < found.index:
-                    await self._seen_more.wait()
+                while True:
+                    more = self._seen_more
+                    if self._taken == await self._now():
+                        return
+                    await more.wait()
         except TimeoutError:
             _log.warning("what was written to Consul is not seen yet", key=self._key)
 
@@ -246,7 +276,7 @@ class Store:
                 current = self._policies.current
                 if (now.version, now.source) != (current.version, current.source):
                     await self._policies.put(now)
-                await self._keep(found.raw, now.version)
+                await self._keep_seen(found.raw, now.version)
         self._taken = found
         self._seen_more.set()
         self._seen_more = asyncio.Event()

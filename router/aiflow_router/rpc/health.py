@@ -73,10 +73,13 @@ class Health(health_pb2_grpc.HealthServicer):
                 f'the router knows no model or service "{request.service[:256]}": '
                 "`aiflow status` lists them all"
             )
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, error.message, tuple(status.to_trailers(error))
-            )
+            await self.refuse(error, context)
+        context.set_trailing_metadata((self._table.stamp,))
         return health_pb2.HealthCheckResponse(status=found)
+
+    async def refuse(self, error: errors.AiflowError, context: Context) -> None:
+        trailers = (*status.to_trailers(error), self._table.stamp)
+        await context.abort(status.status_code(error), error.message, trailers)
 
     async def Watch(  # noqa: N802 - the protocol's name
         self,
@@ -91,7 +94,7 @@ class Health(health_pb2_grpc.HealthServicer):
                 await context.write(health_pb2.HealthCheckResponse(status=now))
                 told = now
             await changed.wait()
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "this process leaves: watch again")
+        await self.refuse(errors.DrainingError("this process leaves: watch again"), context)
 
     def _wake(self) -> None:
         """Each change has an event of its own, so a watcher that is busy writing misses none."""
@@ -107,10 +110,10 @@ def handler(health: Health) -> grpc.GenericRpcHandler:
     """
 
     async def check(_: object, context: Context) -> Any:
-        return await health.Check(await _request(context), context)
+        return await health.Check(await _request(health, context), context)
 
     async def watch(_: object, context: Context) -> None:
-        await health.Watch(await _request(context), context)
+        await health.Watch(await _request(health, context), context)
 
     encoded: Any = {"response_serializer": health_pb2.HealthCheckResponse.SerializeToString}
     return grpc.method_handlers_generic_handler(
@@ -122,7 +125,7 @@ def handler(health: Health) -> grpc.GenericRpcHandler:
     )
 
 
-async def _request(context: Context) -> health_pb2.HealthCheckRequest:
+async def _request(health: Health, context: Context) -> health_pb2.HealthCheckRequest:
     message = await context.read()
     try:
         if isinstance(message, bytes):
@@ -131,5 +134,5 @@ async def _request(context: Context) -> health_pb2.HealthCheckRequest:
     except DecodeError as failure:
         why = str(failure)
     error = errors.BadInputError(f"the request is not a valid HealthCheckRequest: {why}")
-    await context.abort(status.status_code(error), error.message, tuple(status.to_trailers(error)))
+    await health.refuse(error, context)
     raise error  # Never reached: abort raises.

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from aiflow.admin.v1 import explain_pb2, explain_pb2_grpc
 from aiflow_sdk import canary as canaries
 from aiflow_sdk.client import Client
 from aiflow_sdk.command.options import calls_router
@@ -36,7 +37,8 @@ def canary(
     """Show how MODEL's calls are shared with its new version, or change that.
 
     The change is one of the policy: `aiflow policy rollback` takes it back, too. Exits 1 where it
-    is refused, or where somebody else changed the policy in between.
+    is refused, where nothing serves the new version, or where somebody else changed the policy in
+    between.
     """
     edits: list[Edit] = []
     if new is not None:
@@ -53,9 +55,25 @@ def canary(
     if not edits:
         click.echo(_line(canaries.canary(admin.get().document(), model)))
         return
-    change = admin.edit(edits[0], dry_run=dry_run)
+    change = admin.edit(edits[0], dry_run=True)
+    aim = canaries.canary(change.policy.document(), model)
+    if aim.percent:
+        _check_served(client, aim.new)
+    if not dry_run:
+        change = admin.edit(edits[0])
     click.echo(_line(canaries.canary(change.policy.document(), model)))
     click.echo(f"{change.replaced.version} -> {change.policy.version}; {change.holds}")
+
+
+def _check_served(client: Client, model: str) -> None:
+    """Raises ClickException; NotFoundError with the nearest names where nobody knows the model."""
+    stub = client.stub(explain_pb2_grpc.ExplainServiceStub, idempotent=True)
+    told = stub.Explain(explain_pb2.ExplainRequest(model=model))
+    if not any(one.pickable for candidate in told.candidates for one in candidate.endpoints):
+        raise click.ClickException(
+            f'no endpoint serves "{model}" now, so its share of the calls would fail: start a '
+            "server for it first; `aiflow status` shows those that run"
+        )
 
 
 def _line(found: canaries.Canary) -> str:

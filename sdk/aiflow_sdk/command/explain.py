@@ -180,7 +180,7 @@ def _limits(limits: Iterable[explain_pb2.Limit]) -> Table:
             escape(one.rule),
             escape(one.says),
             escape(one.bucket),
-            f"{one.remaining:.6g} of {one.holds:.6g}",
+            f"{_amount(one.remaining)} of {_amount(one.holds)}",
             _seconds(one.reset_s),
             ", ".join(notes),
         )
@@ -256,6 +256,10 @@ def _table(*columns: str) -> Table:
 
 def _state(number: registry_pb2.EndpointState.ValueType) -> str:
     return registry_pb2.EndpointState.Name(number).removeprefix("ENDPOINT_STATE_")
+
+
+def _amount(value: float) -> str:
+    return f"{round(value, 3):.15g}"
 
 
 def _seconds(value_s: float) -> str:

@@ -5,12 +5,15 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from fixtures.consul import Agent, StartAgent
+import structlog
+from fixtures.consul import ROOT_TOKEN, Agent, StartAgent
 from integration.router.kit import ANY_PORT, until
 
 from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
@@ -192,6 +195,33 @@ async def test_consul_is_asked_as_discovery_asks_it_and_its_age_is_told(
         assert 0 <= float(line.split()[1]) < 5
 
 
+async def test_a_token_that_may_only_read_is_enough_to_follow(
+    start_consul: StartAgent, key: str, tmp_path: Path
+) -> None:
+    agent = await asyncio.to_thread(partial(start_consul, acl=True))
+    rules = 'key_prefix "" { policy = "read" }'
+    policy = agent.ask("PUT", "/v1/acl/policy", {"Name": "reads", "Rules": rules})
+    token = agent.ask("PUT", "/v1/acl/token", {"Policies": [{"ID": policy["ID"]}]})
+    file = tmp_path / "token"
+    file.write_text(token["SecretID"])
+    kv = f"{{key: {key}, address: '{agent.address}', token_file: '{file}'}}"
+    config = f"policy: {{consul_kv: {kv}}}\n{ROUTE % '1s'}"
+    with structlog.testing.capture_logs() as log:
+        async with serving(parse(ANY_PORT + config), access_write=lambda _: None) as one:
+            for timeout in ("2s", "3s", "4s"):
+                await asyncio.to_thread(put, agent, key, ROUTE % timeout)
+                await all_at([one], timeout, within_s=2)
+            with pytest.raises(errors.UnavailableError, match="give the token in token_file"):
+                await asked(one, "Set", policy_pb2.SetPolicyRequest(document=ROUTE % "9s"))
+            # Who may write has the versions kept.
+            file.write_text(ROOT_TOKEN)
+            await asked(one, "Set", policy_pb2.SetPolicyRequest(document=ROUTE % "5s"))
+            await all_at([one], "5s")
+    events = [line["event"] for line in log if line["log_level"] == "warning"]
+    assert events == ["versions of the policy are not kept from here: the token may only read"]
+    assert token["SecretID"] not in str(log)
+
+
 async def test_of_changes_at_the_same_time_one_wins_everywhere(consul: Agent, key: str) -> None:
     async with routers(consul, key) as found:
         first = found[0].policies.current.version
@@ -229,7 +259,15 @@ async def test_while_consul_is_away_the_policy_stays_and_changes_say_why(
         assert away.value.reason == "POLICY_STORE_AWAY"
         await all_at(found, "2s")
         # It comes back without a memory: what is in force stays until somebody writes.
-        await asyncio.to_thread(agent.start)
+        with structlog.testing.capture_logs() as log:
+            await asyncio.to_thread(agent.start)
+            current = found[0].policies.current.version
+            written = f"`aiflow policy rollback {current}` writes it there again"
+            await until(
+                lambda: sum(written in line["event"] for line in log) == len(found), within_s=25
+            )
         await all_at(found, "2s")
+        await asked(found[0], "Rollback", policy_pb2.RollbackPolicyRequest(version=current))
+        assert agent.ask("GET", f"/v1/kv/{key}?raw")["routes"][0]["timeout"] == "2s"
         await asyncio.to_thread(put, agent, key, ROUTE % "4s")
-        await all_at(found, "4s", within_s=25)
+        await all_at(found, "4s")

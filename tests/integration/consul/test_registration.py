@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import structlog
 from contract.registrar.kit import TTL_S, AtConsul, registered, serving_health, until_seen
-from fixtures.consul import ROOT_TOKEN, Agent, StartAgent
+from fixtures.consul import LEFT_BEHIND, ROOT_TOKEN, Agent, StartAgent
 from grpc_health.v1 import health_pb2
 from integration.runtime.poll import until
 
@@ -37,6 +38,12 @@ async def test_one_that_hangs_is_critical_within_its_ttl_and_returns(consul: Age
         await until_seen(registry, "hangs", {served.address: "CRITICAL"}, within_s=TTL_S + 1)
         async with registered(registry, served, "hangs"):
             await until_seen(registry, "hangs", {served.address: "READY"}, within_s=1)
+
+
+@pytest.mark.timeout(180)
+async def test_who_is_critical_for_a_minute_is_removed(consul: Agent) -> None:
+    """The minute began with the first test that used Consul, and Consul looks twice in one."""
+    await until_seen(AtConsul(consul), LEFT_BEHIND, {}, within_s=120)
 
 
 async def test_a_consul_that_stands_still_delays_nothing_and_keeps_the_endpoint(

@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import grpc
 import grpc.aio
 from fixtures.consul import Agent
-from integration.router.kit import infer
+from integration.router.kit import Mesh, infer
 
 from aiflow_sdk.consul import segment
 from aiflow_sdk.consul_entry import Entry, to_service
@@ -54,6 +55,20 @@ def discovery(
 ) -> str:
     consul = f"{{address: '{address}', wait: {wait}, grace: {grace}{more}}}"
     return f"discovery: {{consul: {consul}{rest}}}\n"
+
+
+async def reported(running: Mesh, name: str, value: object) -> None:
+    """Returns when /readyz says so."""
+    async with asyncio.timeout(10):
+        while (await report(running))[1][name] != value:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.02)
+
+
+async def report(running: Mesh) -> tuple[int, dict[str, object]]:
+    """What /readyz answers of discovery."""
+    url = f"http://{running.router.http_address}/readyz"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return answer.status, (await answer.json())["discovery"]
 
 
 @dataclass

@@ -6,6 +6,7 @@ from collections import Counter
 from click.testing import CliRunner
 from integration.router.kit import Mesh, backend, infer, mesh, until
 
+from aiflow.registry.v1 import registry_pb2
 from aiflow_sdk.command.canary import canary
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -53,8 +54,23 @@ async def test_a_version_is_switched_step_by_step_without_a_failed_call() -> Non
     assert set(answered) <= {"m", "m-v2"}
 
 
+async def test_a_version_that_nothing_serves_gets_no_calls() -> None:
+    async with backend() as old, backend() as new, mesh() as m:
+        await m.register(old.address, models=("m",), backend="old")
+        version = m.router.policies.current.version
+        assert 'there is no model "m-v2"' in await run(m, "m", "--new", "m-v2", fails=True)
+        lease = await m.register(new.address, models=("m-v2",), backend="new")
+        assert "m: 10 % to m-v2" in await run(m, "m", "--new", "m-v2")
+        await m.registry.Deregister(registry_pb2.DeregisterRequest(lease_id=lease))
+        said = await run(m, "m", "--step", fails=True)
+        assert 'no endpoint serves "m-v2" now' in said
+        assert "m: 0 % to m-v2" in await run(m, "m", "--back")
+        assert m.router.policies.current.version != version
+
+
 async def test_it_says_what_is_and_what_cannot_be() -> None:
-    async with mesh("routes: [{match: {model: m}, split: {m: 0, v2: 100}}]") as m:
+    async with backend() as new, mesh("routes: [{match: {model: m}, split: {m: 0, v2: 100}}]") as m:
+        await m.register(new.address, models=("v2",), backend="new")
         version = m.router.policies.current.version
         assert "m: 100 % to v2, 0 % to m" in await run(m, "m")
         assert "no further step" in await run(m, "m", "--step", fails=True)

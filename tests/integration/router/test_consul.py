@@ -3,11 +3,12 @@
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 
-import aiohttp
 import pytest
-from fixtures.consul import Agent
+import trustme
+from fixtures.consul import Agent, StartAgent
 from fixtures.consul_proxy import proxying
 from integration.router.consul_kit import (
     INFER,
@@ -17,6 +18,8 @@ from integration.router.consul_kit import (
     entry,
     maintain,
     register,
+    report,
+    reported,
 )
 from integration.router.kit import backend, infer, mesh, until
 
@@ -81,15 +84,28 @@ async def test_while_nothing_changes_consul_is_asked_once_a_wait(consul: Agent) 
         await until(lambda: "quiet" in running.router.view.snapshot.models)
         version = running.router.view.snapshot.version
         proxy.asked.clear()
+        proxy.queries.clear()
         began_s = time.monotonic()
         await until(lambda: proxy.asked["/v1/health/service/quiet"] >= 5)
         assert time.monotonic() - began_s >= 4 * 0.2 * 0.9 * 0.9
         assert running.router.view.snapshot.version == version
         assert running.router.view.age_s() < 1
+        # Any server may answer, and each waits a little less than it may, as its path's hash says.
+        assert {frozenset(query) for query in proxy.queries} == {
+            frozenset({"stale", "index", "wait"})
+        }
+        waits = {query["wait"] for query in proxy.queries}
+        assert len(waits) == 2
+        assert all(180 <= int(wait.removesuffix("ms")) <= 200 for wait in waits)
         text = await running.metrics()
         assert "aiflow_discovery_watches 2.0" in text
         assert "aiflow_discovery_from_disk 0.0" in text
+        # What is not there any more is not asked about any more.
         await deregister(consul, item)
+        await reported(running, "watches", 1)
+        proxy.asked.clear()
+        await until(lambda: proxy.asked["/v1/catalog/services"] >= 3)
+        assert set(proxy.asked) == {"/v1/catalog/services"}
 
 
 async def test_more_backends_than_connections_take_turns(consul: Agent) -> None:
@@ -128,6 +144,47 @@ async def test_what_is_listed_stays_as_it_is_listed(consul: Agent) -> None:
         await deregister(consul, item)
 
 
+async def test_another_datacenter_is_asked_about_through_the_agent_here(
+    start_consul: StartAgent,
+) -> None:
+    here = await asyncio.to_thread(start_consul)
+    there = await asyncio.to_thread(partial(start_consul, datacenter="dc2"))
+    await asyncio.to_thread(here.join, there)
+    config = discovery(here.address, more=", datacenter: dc2")
+    async with backend() as one, backend() as two, mesh(config) as running:
+        await register(here, entry(one.address, "m", backend="here"))
+        await register(there, entry(two.address, "m", backend="there"))
+        await until(lambda: "m" in running.router.view.snapshot.models)
+        assert await running.channel.unary_unary(INFER)(infer("m"), timeout=5) == infer("m")
+        assert set(await running.endpoints()) == {two.address}
+
+
+async def test_consul_is_asked_over_tls_with_a_certificate_of_ones_own(
+    start_consul: StartAgent, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    ca, own = tmp_path / "ca.pem", tmp_path / "own.pem"
+    served, key = tmp_path / "served.pem", tmp_path / "served.key"
+    authority.cert_pem.write_to_path(str(ca))
+    authority.issue_cert("router.lan").private_key_and_cert_chain_pem.write_to_path(str(own))
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(str(served))
+    certificate.private_key_pem.write_to_path(str(key))
+    tls = {"cert_file": str(served), "key_file": str(key), "ca_file": str(ca)}
+    agent = await asyncio.to_thread(
+        partial(start_consul, tls={**tls, "verify_incoming_https": True})
+    )
+    async with backend() as server:
+        await register(agent, entry(server.address, "m"))
+        files = f", ca: '{ca}', cert: '{own}', key: '{own}'"
+        async with mesh(discovery(agent.https_address, more=files)) as running:
+            assert await running.channel.unary_unary(INFER)(infer("m"), timeout=5) == infer("m")
+        async with mesh(discovery(agent.https_address, more=f", ca: '{ca}'")) as running:
+            assert not running.router.view.snapshot.entries  # Without one it is not let in.
+            _, said = await report(running)
+            assert "look at `ca`, `cert` and `key`" in str(said["failing"])
+
+
 async def test_servers_that_register_here_are_sent_to_consul(consul: Agent) -> None:
     async with mesh(discovery(consul.address)) as running:
         with pytest.raises(Exception, match=f"endpoints in Consul at {consul.address}; register"):
@@ -151,9 +208,8 @@ async def test_the_last_view_is_on_disk_and_replaced_in_one_step(
 
 
 async def test_readyz_tells_where_the_view_comes_from(consul: Agent) -> None:
-    async with mesh(discovery(consul.address)) as running, aiohttp.ClientSession() as session:
-        async with session.get(f"http://{running.router.http_address}/readyz") as answer:
-            report = (await answer.json())["discovery"]
-        assert report["source"] == f"consul {consul.address}"
-        assert report["from_disk"] is False
-        assert "failing" not in report
+    async with mesh(discovery(consul.address)) as running:
+        _, said = await report(running)
+        assert said["source"] == f"consul {consul.address}"
+        assert said["from_disk"] is False
+        assert "failing" not in said

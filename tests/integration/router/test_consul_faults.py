@@ -1,10 +1,10 @@
 """Consul away, emptied, slow, failing, confused: calls go on with the last good view."""
 
 import asyncio
+import re
 import time
 from pathlib import Path
 
-import aiohttp
 import pytest
 from fixtures.consul import ROOT_TOKEN, StartAgent
 from fixtures.consul_proxy import proxying
@@ -14,6 +14,8 @@ from integration.router.consul_kit import (
     entry,
     maintain,
     register,
+    report,
+    reported,
     traffic,
 )
 from integration.router.kit import Mesh, backend, mesh, until
@@ -25,20 +27,6 @@ from aiflow_sdk.consul_entry import Entry
 def models(running: Mesh) -> dict[str, int]:
     """How many endpoints take calls, by model."""
     return {name: len(keys) for name, keys in running.router.view.snapshot.models.items()}
-
-
-async def reported(running: Mesh, name: str, value: object) -> None:
-    """Returns when /readyz says so."""
-    async with asyncio.timeout(10):
-        while (await report(running))[1][name] != value:  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.02)
-
-
-async def report(running: Mesh) -> tuple[int, dict[str, object]]:
-    """What /readyz answers of discovery."""
-    url = f"http://{running.router.http_address}/readyz"
-    async with aiohttp.ClientSession() as session, session.get(url) as answer:
-        return answer.status, (await answer.json())["discovery"]
 
 
 async def test_consul_stops_and_comes_back_empty_and_no_call_fails(
@@ -60,6 +48,9 @@ async def test_consul_stops_and_comes_back_empty_and_no_call_fails(
             status, said = await report(running)
             assert status == 200
             assert "start the agent there" in str(said["failing"])
+            before = await _failures(running)
+            await asyncio.sleep(1)
+            assert await _failures(running) - before < 20, "it is asked ever more seldom"
             await asyncio.to_thread(agent.start)
             # Empty: both are held. One registers again, the other never does.
             await until(lambda: running.router.view.age_s() < 0.5, within_s=10)
@@ -72,6 +63,13 @@ async def test_consul_stops_and_comes_back_empty_and_no_call_fails(
         assert made.failed == []
         assert one.seen[-1].method.endswith("ModelInfer")
         assert 'aiflow_discovery_errors_total{kind="away"}' in await running.metrics()
+
+
+async def _failures(running: Mesh) -> float:
+    """Questions that nobody answered."""
+    found = re.search(r'errors_total\{kind="away"\} (\S+)', await running.metrics())
+    assert found is not None
+    return float(found[1])
 
 
 async def test_consul_is_slow_and_calls_are_not(start_consul: StartAgent) -> None:
@@ -94,7 +92,17 @@ async def test_consul_is_slow_and_calls_are_not(start_consul: StartAgent) -> Non
         assert 'errors_total{kind="away"}' not in await running.metrics()
 
 
-async def test_consul_answers_500_and_then_well_again(start_consul: StartAgent) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        pytest.param(500, "failed", id="500"),
+        pytest.param(429, "failed", id="429, asked too often"),
+        pytest.param(403, "forbidden", id="403, the token is revoked"),
+    ],
+)
+async def test_consul_refuses_to_answer_and_then_is_well_again(
+    status: int, kind: str, start_consul: StartAgent
+) -> None:
     agent = start_consul()
     async with (
         backend() as server,
@@ -103,7 +111,7 @@ async def test_consul_answers_500_and_then_well_again(start_consul: StartAgent) 
     ):
         await register(agent, entry(server.address, "m"))
         await until(lambda: models(running).get("m") == 1)
-        proxy.status = 500
+        proxy.status = status
         async with traffic(running.channel) as made:
             await until(lambda: running.router.view.age_s() > 1.5)
             proxy.asked_at_s.clear()
@@ -113,7 +121,7 @@ async def test_consul_answers_500_and_then_well_again(start_consul: StartAgent) 
             await register(agent, entry(server.address, "m", "n"))
             await until(lambda: "n" in models(running), within_s=12)
         assert made.failed == []
-        assert 'aiflow_discovery_errors_total{kind="failed"}' in await running.metrics()
+        assert f'aiflow_discovery_errors_total{{kind="{kind}"}}' in await running.metrics()
 
 
 async def test_checks_that_failed_while_consul_was_away_count_after_the_grace(

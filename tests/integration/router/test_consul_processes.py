@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,18 @@ import pytest
 from fixtures.consul import StartAgent
 from integration.router.consul_kit import INFER, discovery, entry, register
 from integration.router.kit import backend, infer
-from integration.router.processes_kit import ALONE, TWO, Running, router, start, until
+from integration.router.processes_kit import (
+    ALONE,
+    TWO,
+    Running,
+    router,
+    start,
+    traffic,
+    until,
+)
+from integration.router.test_policy import admin, changed_everywhere, versions_at
+
+from aiflow.admin.v1 import policy_pb2
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="listen.workers needs Linux")
 
@@ -65,6 +78,45 @@ async def test_workers_follow_consul_and_outlive_it(
             await asyncio.to_thread(agent.start)
             await register(agent, entry(server.address, "o"))
             await until(lambda: answered(running, "o"))
+
+
+async def test_what_lies_in_consul_is_the_policy_of_every_worker(
+    start_consul: StartAgent, tmp_path: Path
+) -> None:
+    agent = start_consul()
+    key = "aiflow/policy"
+    text = "routes: [{match: {service: a.Echo}, timeout: %s}]\n"
+
+    async def put(document: str) -> None:
+        await asyncio.to_thread(agent.ask, "PUT", f"/v1/kv/{key}", document.encode())
+
+    await put(text % "11s")
+    kv = f"policy: {{consul_kv: {{key: {key}, address: '{agent.address}'}}}}\n"
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(backend())
+        listed = f"{{backend: b, address: '{server.address}', protocol: grpc, services: [a.Echo]}}"
+        config = f"{TWO}{kv}discovery: {{static: [{listed}]}}\n{text % '10s'}"
+        running = await stack.enter_async_context(router(tmp_path, config))
+        channel = await stack.enter_async_context(running.channel())
+        (first,) = set(await versions_at(running.address))
+        policy = (await admin(channel).Get(policy_pb2.GetPolicyRequest())).policy
+        assert (policy.version, policy.source) == (first, "consul")
+        async with traffic(running.address) as calls:
+            began_s = time.monotonic()
+            await put(text % "12s")
+            await until(lambda: changed_everywhere(running.address, first), within_s=5)
+            took_s = time.monotonic() - began_s
+            (second,) = set(await versions_at(running.address))
+            await put("routes: [{matsch: {}}]")
+            await until(lambda: running.said("policy refused: the one in force stays"))
+            assert set(await versions_at(running.address)) == {second}
+            await admin(channel).Rollback(policy_pb2.RollbackPolicyRequest(version=first))
+            assert set(await versions_at(running.address)) == {first}
+            agent.kill()
+            assert set(await versions_at(running.address)) == {first}
+        assert calls.failed == []
+        assert await running.metric("aiflow_config_load_errors_total") == 1
+    assert took_s < 1.5  # The promise is 1 s; this machine may be busy.
 
 
 async def _failing(running: Running) -> bool:

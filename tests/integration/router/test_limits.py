@@ -96,8 +96,9 @@ async def test_rules_that_do_not_match_are_not_asked() -> None:
         assert to.counted("one") == {}
 
 
-async def test_a_rule_in_shadow_only_counts() -> None:
-    async with limited("limits: [{name: s, rate: 1/h, mode: shadow}]") as to:
+@pytest.mark.parametrize("kind", ["rate: 1/h", "rate: 1/h, strict: true", "quota: 1/day"])
+async def test_a_rule_in_shadow_only_counts(kind: str) -> None:
+    async with limited(f"limits: [{{name: s, {kind}, mode: shadow}}]") as to:
         assert await to.granted(3) == 3
         assert to.counted("s") == {"near": 1, "shadow": 2}
         assert "x-ratelimit-limit" not in await to.infer()

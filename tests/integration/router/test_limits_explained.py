@@ -51,6 +51,7 @@ async def test_what_would_be_refused_is_told_as_the_call_would_be() -> None:
         assert told.verdict.startswith(
             'refused: RESOURCE_EXHAUSTED/RATE_LIMITED: over the limit "t"'
         )
+        assert "try again in 1 h 0 min, " in told.verdict
         assert told.refusals[0].reason == "RATE_LIMITED"
         assert told.refusals[0].when == "such a call of t|acme now"
         assert 3500 < told.refusals[0].retry_after_s <= 3600

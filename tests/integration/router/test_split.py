@@ -216,6 +216,20 @@ async def test_a_bad_canary_is_stopped_at_once(handle: Handle, reason: str) -> N
         assert policies.current.origin.startswith("the guard of a: b stopped, ")
 
 
+async def test_a_guard_in_shadow_counts_and_stops_nothing() -> None:
+    route = GUARD.replace("after: 50", "after: 50, mode: shadow")
+    would = 'aiflow_split_stopped_shadow_total{model="a",reason="errors",to="b"} 1.0'
+    async with split(route, {"a": echo, "b": broken}) as m:
+        before = m.router.policies.current.version
+        await load(m, calls=400)
+        assert set(await load(m, calls=40)) == {"a", "INTERNAL"}
+        text = await m.metrics()
+        assert would in text
+        assert 'aiflow_split_share{model="a",to="b"} 0.5' in text
+        assert "aiflow_split_stopped_total{" not in text
+        assert m.router.policies.current.version == before
+
+
 async def test_an_equal_canary_goes_on() -> None:
     random.seed(3)
     async with split(GUARD, {"a": jittery, "b": jittery}) as m:

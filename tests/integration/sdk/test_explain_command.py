@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 
 import grpc
@@ -16,7 +17,10 @@ from integration.router.kit import Mesh, Seen, backend, infer, mesh
 from aiflow_sdk.command.main import main
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-CONFIG = "routes: [{match: {model: detector}, timeout: 2s, balance: peak_ewma}]\nzone: a\n"
+CONFIG = (
+    "routes: [{match: {model: detector}, timeout: 2s, balance: peak_ewma}]\nzone: a\n"
+    "limits: [{name: shops, per: [tenant], rate: 2/h, burst: 2}]\n"
+)
 
 
 async def busy(_: Seen, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
@@ -53,6 +57,15 @@ async def test_a_call_that_might_come_is_explained(running: Mesh) -> None:
     assert "expected" in out  # The strategy measured them.
     assert "0 of 1024 in flight" in out
     assert "retries: 3 more may be made now" in out
+    assert re.search(r"shops +2 calls/h .* shops\|shop +2 of 2 ", out)
+
+
+async def test_what_a_tenant_used_up_is_told_and_what_the_call_would_be(running: Mesh) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):  # The second one.
+        await running.channel.unary_unary(INFER)(infer("detector"))
+    out = (await run(running, "--model", "detector", "--tenant", "anonymous")).output
+    assert re.search(r"shops\|anonymous +0\S* of 2 +[56]\d\S* min .* enough in [23]\d\S* min", out)
+    assert "refused: RESOURCE_EXHAUSTED/RATE_LIMITED" in out
 
 
 async def test_json_has_it_all(running: Mesh) -> None:

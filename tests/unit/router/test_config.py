@@ -32,6 +32,7 @@ def test_an_empty_file_means_the_defaults() -> None:
         pytest.param("listen: {workers: 0}", "greater than or equal to 1", id="no workers"),
         pytest.param("auth: {}\nauth: {}", "f:2:1: key `auth` is there twice", id="a key twice"),
         pytest.param("a: ]", "f:1:4:", id="no YAML"),
+        pytest.param("routes:\n\t- a", "f:2:1: there is a tab here", id="a tab"),
         pytest.param("a: " + "[" * 99, "f:1: more than 50 levels", id="deeper than anybody writes"),
         pytest.param("policy: {consul_kv: {}}", "policy.consul_kv.key: Field req", id="no key"),
         pytest.param(
@@ -93,7 +94,7 @@ def test_what_a_supervisor_hands_to_its_workers_is_what_was_written(
     time = f"{seconds}{unit}"
     config = parse(
         f"listen: {{workers: {workers}, drain_timeout: {time}, max_connection_age: {time}}}\n"
-        "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [m]}]}\n"
+        "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [m, n]}]}\n"
         f"auth: {{mode: required, keys: [{{name: k, tenant: t, sha256: {DIGEST}}}]}}\n"
         f"routes: [{{match: {{model: m}}, timeout: {time}}}, {{match: {{model: n}},"
         " retry: {per_try_timeout: 250ms, budget: 12.5%}, hedge: {after: p95}}]"

@@ -14,6 +14,7 @@ from aiflow_router.routing.fallback import CONDITIONS
 from aiflow_router.routing.guard import Guard
 
 STATIC = "discovery: {static: [{backend: b, address: 'h:1', protocol: oip, models: [m, lite]}]}\n"
+ECHO = "discovery: {static: [{backend: b, address: 'h:1', protocol: grpc, services: [a.Echo]}]}\n"
 
 
 def route(text: str) -> str:
@@ -96,6 +97,21 @@ def route(text: str) -> str:
             "name one of b1, b2",
             id="a candidate that is only split into others",
         ),
+        *(
+            pytest.param(
+                f"routes:\n- match: {{model: name}}\n  split: {{a: 1, b: 1}}\n  {setting}",
+                f"f:4:3: routes.0.{setting.partition(':')[0]}: has no effect: calls go to a, b, "
+                "each by its own route",
+                id=f"a name for others, with {setting}",
+            )
+            for setting in (
+                "balance: peak_ewma",
+                "hedge: {after: p95}",
+                "overload: {limit: 9}",
+                "cache: {ttl: 1s}",
+                "shadow: {to: c, percent: 1}",
+            )
+        ),
         pytest.param(route("split: {m: 100}"), "as without it", id="a split into itself"),
         pytest.param(route("split: {a: 0, b: 0}"), "all are 0", id="weights of nothing"),
         pytest.param(route("split: {a: 1.5, b: 1}"), "valid integer", id="half a weight"),
@@ -148,10 +164,59 @@ def route(text: str) -> str:
             "nothing to compare while the split's mode is shadow",
             id="a guard of what is only counted",
         ),
+        pytest.param(
+            "routes: [{match: {service: inference.GRPCInferenceService}}]",
+            'f:1:19: routes.0.match.service: no endpoint can ever serve it: "inference.'
+            'GRPCInferenceService" is answered by the router itself; match a model',
+            id="a route of what the router answers itself",
+        ),
+        pytest.param(
+            "routes: [{match: {service: a/Echo}}]",
+            "no endpoint can ever serve it",
+            id="a service that can have no such name",
+        ),
+        pytest.param(
+            "routes: [{match: {model: 'm '}}]", 'serve it: "m "', id="a model with a space"
+        ),
+        pytest.param(
+            route("fallback: [lite, 'l ite']"),
+            'f:3:20: routes.0.fallback.to.1: no endpoint can ever serve it: "l ite"',
+            id="a candidate with a space",
+        ),
+        pytest.param(
+            route("split: {m: 1, 'l ite': 1}"),
+            'f:3:17: routes.0.split.weights.l ite: no endpoint can ever serve it: "l ite"',
+            id="a side with a space",
+        ),
+        pytest.param(
+            STATIC + "routes: [{match: {model: light}, timeout: 2s}]",
+            'f:2:19: routes.0.match.model: no static endpoint serves "light" and none can '
+            "register; did you mean `lite`?",
+            id="a route of a model that can never be there",
+        ),
+        pytest.param(
+            STATIC + "routes: [{match: {model: x}, fallback: {to: [m], mode: shadow}}]",
+            'routes.0.match.model: no static endpoint serves "x"',
+            id="the same, with a fallback that is only counted",
+        ),
+        pytest.param(
+            ECHO + "routes: [{match: {service: a.Ecko}}]",
+            'f:2:19: routes.0.match.service: no static endpoint serves "a.Ecko" and none can '
+            "register; did you mean `a.Echo`?",
+            id="a route of a service that can never be there",
+        ),
     ],
 )
 def test_what_could_not_work_is_refused(text: str, expected: str) -> None:
     assert expected in refusal(text)
+
+
+@pytest.mark.parametrize("to", ["split: {m: 1, lite: 1}", "fallback: [lite]"])
+def test_a_name_for_other_models_needs_no_endpoint_and_may_be_limited(to: str) -> None:
+    limits = "limits: [{name: a, rate: 1/s, match: {model: alias}}]\n"
+    config = parse(f"{STATIC}{limits}routes: [{{match: {{model: alias}}, {to}}}]")
+    assert config.routes[0].match.model == "alias"
+    assert "limits.0.match.model: can never match" in refusal(STATIC + limits)
 
 
 def test_the_short_forms_mean_the_long_ones() -> None:

@@ -153,6 +153,11 @@ def test_a_limit_is_a_rule(text: str, expected: Rule) -> None:
             id="a service whose calls are of models",
         ),
         pytest.param(
+            "{name: a, rate: 4/s, match: {service: a/Echo}}",
+            "limits.0.match.service: no endpoint can ever serve it",
+            id="a service that can have no such name",
+        ),
+        pytest.param(
             "{name: a, rate: 4/s, match: {service: aiflow.admin.v1.PolicyService}}",
             "what administers it is never limited",
             id="the router's own service",
@@ -173,6 +178,8 @@ def test_a_limit_of_a_model_that_nobody_can_serve_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"can never match: .* did you mean `gpt-5`"):
         parse(STATIC + text)
     parse(STATIC + text.replace("gpt5", "gpt-5"))
+    with pytest.raises(ConfigError, match=r"match.service: can never match: no static endpoint"):
+        parse(STATIC + text.replace("model: gpt5", "service: a.Echo"))
 
 
 MANY = "listen: {workers: 2}\n"
