@@ -1,5 +1,7 @@
 """Fixtures that every test can ask for."""
 
+import signal
+
 pytest_plugins = [
     "fixtures.consul",
     "fixtures.disks",
@@ -10,3 +12,8 @@ pytest_plugins = [
     "fixtures.triton",
     "fixtures.wheels",
 ]
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches what tests start also where a shell runs them in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -48,7 +48,7 @@ ROUTES = """routes:
   - {match: {model: routed}, fallback: [busy, m]}
   - {match: {model: lost}, fallback: [busy, never]}
   - {match: {model: split}, split: {failing: 1, busy: 1, never: 1}}
-  - {match: {model: routed to slow}, fallback: [busy, slow]}
+  - {match: {model: routed-to-slow}, fallback: [busy, slow]}
   - {match: {model: nowhere}, fallback: [m]}
   - {match: {model: kept}, cache: {ttl: 60s}}
   - {match: {model: kept-slow}, cache: {ttl: 60s}}
@@ -115,7 +115,7 @@ ENDS: dict[str, Callable[[Mesh], Awaitable[None]]] = {
     "answered by a fallback": lambda to: unary(to, INFER, infer("routed")),
     "refused by all of a chain": lambda to: unary(to, INFER, infer("lost")),
     "refused by a split's side": lambda to: unary(to, INFER, infer("split")),
-    "cancelled in a fallback": lambda to: cancelled(to, INFER, infer("routed to slow")),
+    "cancelled in a fallback": lambda to: cancelled(to, INFER, infer("routed-to-slow")),
     "answered after it waited for a limit": lambda to: three(to, "paced"),
     "sent away from the line of a limit": lambda to: three(to, "seldom"),
     "cancelled in the line of a limit": left,
