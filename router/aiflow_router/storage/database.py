@@ -7,6 +7,8 @@ routers share a Postgres.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from aiflow_router.storage import notices
@@ -30,6 +32,7 @@ _log = structlog.get_logger(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # How long a writer of SQLite waits for its turn.
 _BUSY_MS = 10_000
+_AGAIN_S = 0.02
 # Any number, the same for all: who migrates, or changes tenants and keys, holds it.
 MIGRATING = 7600_01
 CHANGING = 7600_02
@@ -73,9 +76,7 @@ async def opened(url: str) -> AsyncIterator[AsyncEngine]:
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     try:
         try:
-            async with engine.begin() as connection:
-                await _locked(connection, MIGRATING)
-                await connection.run_sync(migrate)
+            await _migrated(engine)
         except (SQLAlchemyError, OSError) as error:
             why = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise StorageError(
@@ -116,6 +117,27 @@ def migrate(connection: Connection) -> None:
             f"run the version that wrote it, or a newer one ({error})"
         ) from error
     _log.info("the database has a new schema", before=before or "none", now=newest)
+
+
+async def _migrated(engine: AsyncEngine) -> None:
+    """Brings the schema to the newest version.
+
+    Of several that turn a new file of SQLite to WAL at once, one may be told that it is locked
+    without the wait for which it has asked: it tries again.
+    """
+    end_s = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            async with engine.begin() as connection:
+                await _locked(connection, MIGRATING)
+                await connection.run_sync(migrate)
+        except OperationalError as error:
+            busy = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end_s:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return
 
 
 async def _locked(connection: AsyncConnection, number: int) -> None:

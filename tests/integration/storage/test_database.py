@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,21 @@ async def test_what_was_committed_is_there_after_the_server_was_killed(
         server.restart()
         async with reading(engine) as connection:
             assert len((await connection.execute(select(AUDIT))).all()) == 1
+
+
+async def test_a_new_file_that_another_first_start_holds_is_waited_for(tmp_path: Path) -> None:
+    """SQLite does not wait for its turn where the file becomes WAL, whatever it is told."""
+    file = tmp_path / "a.db"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def start() -> None:
+        async with opened(f"sqlite:///{file}"):
+            pass
+
+    starting = asyncio.create_task(start())
+    await asyncio.sleep(0.3)
+    assert not starting.done()
+    other.execute("COMMIT")
+    other.close()
+    await asyncio.wait_for(starting, 10)
