@@ -22,9 +22,6 @@ class Streams:
         self._open: dict[asyncio.Task[Any], tuple[str, Caller]] = {}
         self._ended: dict[asyncio.Task[Any], errors.AuthenticationError] = {}
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     async def run(self, key: str, caller: Caller, work: Awaitable[T]) -> T:
         """The result of `work`, the stream of who sent `key`.
 
