@@ -23,6 +23,8 @@ from router_backend import SLOW, TYPED
 from router_ways import HERE, KEY, Way, running
 from soak_traffic import MODELS, SERVICE, Traffic
 
+from aiflow_router import heap
+
 SHARE = 0.7  # Of capacity.
 CAPACITY_S = 5.0
 # Until then caches fill, the allocator finds its shape and every code path has been taken.
@@ -31,9 +33,8 @@ MAX_DRIFT = 0.02
 QUIET_WITHIN_S = 15.0
 TOLD_EVERY_S = 10.0
 
-# Memory that is free goes back to the system at once, where the allocator would keep some for the
-# next large message: that is no leak, and hides one.
-RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# What malloc keeps of large messages is no leak, and hides one: the router has given it back then.
+QUIET_FOR_S = heap.EVERY_S + 1.0
 
 CONFIG = """\
 listen: {{grpc: '127.0.0.1:0', http: '127.0.0.1:0', drain_grace: 0s}}
@@ -57,7 +58,7 @@ def main() -> None:
         aiflow = Path(sys.executable).with_name("aiflow")
         command = [str(aiflow), "router", "--config", str(config)]
         with Path("/dev/null").open("wb") as log:
-            router = stack.enter_context(running(command, log=log.fileno(), environment=RETURNED))
+            router = stack.enter_context(running(command, log=log.fileno()))
         problems = asyncio.run(soak(router, backend, seconds))
     for problem in problems:
         print(f"FAILED: {problem}")
@@ -131,7 +132,7 @@ async def stay(traffic: Traffic) -> None:
 async def quiet(
     router: Way, traffic: Traffic, *, descriptors: int | None = None
 ) -> tuple[int, int]:
-    """Resident bytes and open descriptors, when nothing has moved for a second.
+    """Resident bytes and open descriptors, when nothing has moved for `QUIET_FOR_S`.
 
     Waits for it to be so many `descriptors`, but not for long.
     """
@@ -142,7 +143,7 @@ async def quiet(
         now = router.process.num_fds()
         if now != seen:
             still_since_s, seen = loop.time(), now
-        elif loop.time() > still_since_s + 1.0 and descriptors in (None, now):
+        elif loop.time() > still_since_s + QUIET_FOR_S and descriptors in (None, now):
             break
         await asyncio.sleep(0.1)
     return router.memory_bytes(), seen

@@ -9,7 +9,7 @@ import grpc.aio
 import structlog
 from aiohttp import web
 
-from aiflow_router import parts, services, storing
+from aiflow_router import heap, parts, services, storing
 from aiflow_router.catalog import consul
 from aiflow_router.catalog.mirror import Mirror
 from aiflow_router.config.config import Config
@@ -64,6 +64,8 @@ async def serving(
         stack.callback(made.journal.settle)
         for close in (made.links.close, made.kinds.close, made.batches.close, front.shadows.close):
             stack.push_async_callback(close)
+        if (trim := heap.malloc_trim()) is not None:
+            await stack.enter_async_context(beside(heap.given_back(trim), "giving memory back"))
         await stack.enter_async_context(beside(made.outliers.run(), "judging outliers"))
         if config.health.active:
             await stack.enter_async_context(beside(parts.checks(made).run(), "checking health"))

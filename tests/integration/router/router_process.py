@@ -18,6 +18,7 @@ import psutil
 from integration.router.kit import OPTIONS
 
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
+from aiflow_router import heap
 
 _RUN = "import sys; from aiflow_router import command; command.router(sys.argv[1:])"
 
@@ -50,6 +51,12 @@ class RouterProcess:
             stub: Any = registry_pb2_grpc.RegistryServiceStub(channel)
             answer = await stub.ListEndpoints(registry_pb2.ListEndpointsRequest())
         return sum(entry.inflight for entry in answer.entries)
+
+    async def shrinks_to(self, mb: float, *, within_s: float = 3 * heap.EVERY_S) -> None:
+        """Returns when no more than that is resident."""
+        async with asyncio.timeout(within_s):
+            while self.rss_mb() > mb:  # noqa: ASYNC110 - polls what has no event
+                await asyncio.sleep(0.1)
 
     async def comes_to_rest(self, *, within_s: float = 10.0) -> None:
         """Returns when nothing is in flight."""
