@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
+from immutables import Map
 
 from aiflow_router.catalog.endpoint import Key
-from aiflow_router.catalog.snapshot import Moves, Served
+from aiflow_router.catalog.snapshot import Moves
 
 
 class Names:
@@ -16,8 +16,7 @@ class Names:
     """
 
     def __init__(self) -> None:
-        self.served: Served = MappingProxyType({})
-        self._now: dict[str, tuple[Key, ...]] = {}
+        self.served: Map[str, tuple[Key, ...]] = Map()
         self._ready: dict[str, dict[Key, None]] = {}
         # Endpoints that serve a name, ready or not: while there is one the name is known.
         self._holders: dict[str, int] = {}
@@ -52,16 +51,12 @@ class Names:
     def publish(self) -> dict[str, Moves]:
         """Brings `served` up to date; the moves since the last time.
 
-        Costs a step for each name that moved, and a copy of the table, which is no Python at all:
-        0.1 ms for 10,000 names.
+        Costs a step for each name that moved.
         """
         moves, self._moves = self._moves, {}
-        if not moves:
-            return {}
         for name in moves:
             if name in self._holders:
-                self._now[name] = tuple(self._ready.get(name, ()))
-            else:
-                self._now.pop(name, None)
-        self.served = MappingProxyType(self._now.copy())
+                self.served = self.served.set(name, tuple(self._ready.get(name, ())))
+            elif name in self.served:
+                self.served = self.served.delete(name)
         return dict(moves)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from types import MappingProxyType
+
+from immutables import Map
 
 from aiflow_router.catalog.endpoint import Key
 from aiflow_router.catalog.names import Names
@@ -20,12 +21,12 @@ Follower = Callable[[Snapshot, Change], None]
 
 # The work in one snapshot. A step is one endpoint under one name, some 10 us with all followers:
 # 100 of them take 1 ms, a tenth of what the loop may be held, which leaves room for a machine that
-# is slower, for the copies of the tables, and for a collection of garbage in the same turn.
+# is slower, and for a collection of garbage in the same turn.
 SLICE_STEPS = 100
 # An endpoint itself is a load, a link and perhaps a question for its methods: as much as 8 names.
 ENTRY_STEPS = 8
-# What comes within this time of a snapshot is gathered for the next. Copying 10,000 entries takes
-# 0.1 ms, so that however many register the copies cost 5 % of the loop at most.
+# What comes within this time of a snapshot is gathered for the next: all followers are called for
+# each, also where one endpoint is all that changed.
 GATHER_S = 0.002
 
 
@@ -42,7 +43,8 @@ class Publisher:
         self._followers: list[Follower] = []
         self._wanted: OrderedDict[Key, Entry | None] = OrderedDict()
         self._moving: tuple[Key, Iterator[int]] | None = None
-        self._entries: dict[Key, Entry] = {}
+        # Not copied for each snapshot: a collection would walk all that lives in such a copy.
+        self._entries: Map[Key, Entry] = Map()
         self._models = Names()
         self._services = Names()
         self._put: dict[Key, Entry] = {}
@@ -141,10 +143,11 @@ class Publisher:
         before = self._entries.get(key)
         yield from self._leave(key, before, after)
         if after is not None:
-            self._entries[key] = self._put[key] = after
+            self._entries = self._entries.set(key, after)
+            self._put[key] = after
             self._gone.discard(key)
         elif before is not None:
-            del self._entries[key]
+            self._entries = self._entries.delete(key)
             self._put.pop(key, None)
             self._gone.add(key)
         yield ENTRY_STEPS
@@ -195,10 +198,9 @@ class Publisher:
         gone, self._gone = self._gone, set()
         if not (models or services or put or gone):
             return
-        changed = put or gone
         self.snapshot = Snapshot(
             version=self.snapshot.version + 1,
-            entries=MappingProxyType(self._entries.copy()) if changed else self.snapshot.entries,
+            entries=self._entries,
             models=self._models.served,
             services=self._services.served,
         )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
+
+from immutables import Map
 
 from aiflow_router.catalog.endpoint import Endpoint, Key, State
 
@@ -17,7 +18,7 @@ Served = Mapping[str, tuple[Key, ...]]
 # Of one name, by key: whether the endpoint takes its calls now, for those where that may be new.
 Moves = Mapping[Key, bool]
 
-_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+_NOTHING: Map[Any, Any] = Map()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +83,9 @@ def build(entries: Iterable[Entry], *, version: int) -> Snapshot:
                     keys.append(key)
     return Snapshot(
         version=version,
-        entries=MappingProxyType(listed),
-        models=MappingProxyType({name: tuple(keys) for name, keys in models.items()}),
-        services=MappingProxyType({name: tuple(keys) for name, keys in services.items()}),
+        entries=Map(listed),
+        models=Map({name: tuple(keys) for name, keys in models.items()}),
+        services=Map({name: tuple(keys) for name, keys in services.items()}),
     )
 
 

@@ -108,9 +108,11 @@ class Changes(RuleBasedStateMachine):
         return made
 
     def teardown(self) -> None:
-        self.settle()
-        self.loop.close()
-        self.small.__exit__(None, None, None)
+        try:
+            self.settle()
+        finally:
+            self.loop.close()
+            self.small.__exit__(None, None, None)
 
     @rule(
         key=KEYS,
@@ -167,7 +169,7 @@ class Changes(RuleBasedStateMachine):
     @invariant()
     def who_follows_knows_the_same(self) -> None:
         snapshot, table = self.publisher.snapshot, self.table
-        assert self.replayed.entries == snapshot.entries
+        assert self.replayed.entries == dict(snapshot.entries)
         assert self.replayed.models == unordered(snapshot.models)
         assert self.replayed.services == unordered(snapshot.services)
         loads = {load.endpoint.key: load for load in self.loads}
