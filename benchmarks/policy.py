@@ -72,7 +72,7 @@ async def running() -> AsyncIterator[tuple[Router, Lag]]:
         lag = Lag()
         task = asyncio.create_task(lag.run())
         try:
-            with kept_short():
+            with kept_short(router.catalog.follow):
                 yield router, lag
         finally:
             task.cancel()

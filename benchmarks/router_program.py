@@ -172,7 +172,7 @@ async def main() -> None:
             router.catalog.register(item, ttl_s=LEASE_S)
         await router.catalog.settled()
         churn = Churn(router.catalog)
-        stack.enter_context(kept_short())  # As in `aiflow router`.
+        stack.enter_context(kept_short(router.catalog.follow))  # As in `aiflow router`.
         print(router.grpc_address, flush=True)
         lines = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(

@@ -202,7 +202,7 @@ async def _one_process(
     try:
         async with serving(config, watched=watched) as running:
             listening(running.grpc_address, running.http_address)
-            with kept_short():
+            with kept_short(running.view.follow):
                 await stop.wait()
                 await running.drain()
     except (AddressInUseError, CertificateError, ConsulRefusedError, StorageError) as error:

@@ -105,7 +105,7 @@ async def run(folder: Path, name: str, config: Config) -> int:
             await _turn()
             async with serving(config, access_write=to_shared_stderr, shared=shared) as router:
                 print(LISTENING, flush=True)  # noqa: T201 - read by the supervisor
-                with kept_short():
+                with kept_short(router.view.follow):
                     await _until_told(router, stop, leave, supervisor=supervisor)
                 if os.getppid() == supervisor:
                     counted_by(folder, name).write_bytes(router.metrics.text())
