@@ -249,7 +249,7 @@ class Discovery:
 
     def _show(self, backend: str, before: Mapping[Key, Entry], told: Mapping[Key, Entry]) -> None:
         """Brings the catalog from what was told before to what is told now."""
-        doubt = self._loop.time() < self.book.doubted_at_s + self._settings.grace_s
+        doubt = self.book.in_doubt(self._settings.grace_s)
         found, left, held = [], [], []
         for key in {**before, **told}:
             now = told.get(key)

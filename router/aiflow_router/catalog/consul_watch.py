@@ -91,14 +91,13 @@ class Book:
         not_heard: called when a watch failed.
         errors: failures by kind.
         heard_at_s: of each watch by its path: when it was answered last, or else began.
-        doubted_at_s: when what Consul does not list any more was last no proof that it is gone.
     """
 
     clock: Callable[[], float]
     not_heard: Callable[[], object]
     errors: Counter[str] = field(default_factory=Counter)
     heard_at_s: dict[str, float] = field(default_factory=dict)
-    doubted_at_s: float = float("-inf")
+    _doubted_at_s: float = float("-inf")
     _failing: dict[str, str] = field(default_factory=dict)
     _since_s: float = 0.0
     _told_at_s: float = float("-inf")
@@ -117,6 +116,10 @@ class Book:
         now_s = self.clock()
         return now_s - min(self.heard_at_s.values(), default=now_s)
 
+    def in_doubt(self, grace_s: float) -> bool:
+        """Whether bad news proves nothing: a watch fails, or there was trouble so shortly ago."""
+        return bool(self._failing) or self.clock() < self._doubted_at_s + grace_s
+
     def begins(self, path: str, *, ago_s: float = 0.0) -> None:
         """A watch of `path` begins, with what was told of it so long ago."""
         self.heard_at_s[path] = self.clock() - ago_s
@@ -133,7 +136,6 @@ class Book:
     def failed(self, path: str, error: ConsulError) -> None:
         now_s = self.clock()
         self.errors[error.kind] += 1
-        self.doubted_at_s = now_s
         if not self._failing:
             self._since_s = now_s
         self._failing.pop(path, None)
@@ -150,13 +152,16 @@ class Book:
             )
 
     def _well(self, path: str) -> None:
-        if self._failing.pop(path, None) is not None and not self._failing:
+        if self._failing.pop(path, None) is None:
+            return
+        self._doubted_at_s = self.clock()
+        if not self._failing:
             _log.info("Consul answers again", after_s=round(self.clock() - self._since_s, 1))
             self._told_at_s = float("-inf")
 
     def went_back(self, path: str, *, before: int, got: int) -> None:
         self.errors["index_backwards"] += 1
-        self.doubted_at_s = self.clock()
+        self._doubted_at_s = self.clock()
         _log.warning(
             "Consul's index went backwards, as after a restart: asking anew",
             path=path,

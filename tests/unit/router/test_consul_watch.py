@@ -125,11 +125,32 @@ def test_it_fails_until_every_watch_is_answered_again() -> None:
     book.failed("list", ConsulFailedError("list 500"))
     assert book.failing == "list 500"
     assert book.errors == {"away": 2, "failed": 1}
-    assert (told.failures, book.doubted_at_s) == (3, 100.0)
+    assert told.failures == 3
     book.answered("list")
     assert book.failing == "a away"
     book.answered("a")
     assert book.failing == ""
+
+
+def test_bad_news_is_in_doubt_while_a_watch_fails_and_for_the_grace_after_it() -> None:
+    told = Told()
+    book = told.book
+    for path in ("list", "a"):
+        book.begins(path)
+    assert not book.in_doubt(4)
+    book.failed("list", ConsulAwayError("away"))
+    told.now_s += 60  # It waited, as it does after many failures, or its next question hung.
+    assert book.in_doubt(4)
+    book.answered("a")
+    assert book.in_doubt(4)
+    book.answered("list")
+    told.now_s += 3.9
+    assert book.in_doubt(4)
+    book.answered("list")
+    told.now_s += 0.2
+    assert not book.in_doubt(4)
+    book.went_back("a", before=7, got=2)
+    assert book.in_doubt(4)
 
 
 def test_what_is_watched_no_more_does_not_fail() -> None:
