@@ -88,6 +88,8 @@ class Store:
         self._sleep = sleep
         self._wall = wall
         self._taken: _Found | None = None
+        # Of what was taken, until it is kept: Consul may be away by then.
+        self._unkept = ""
         self._only_reads = False
         self._seen_more = asyncio.Event()
         self._heard_s = asyncio.get_running_loop().time()
@@ -210,7 +212,7 @@ class Store:
     def _lost(self) -> None:
         if self._taken is None:
             return
-        self._taken = None
+        self._taken, self._unkept = None, ""
         current = self._policies.current.version
         _log.warning(
             "the policy is not in Consul any more: the one in force stays here, and a router that "
@@ -267,20 +269,27 @@ class Store:
     async def _take(self, found: _Found) -> None:
         # A Consul that lost its memory counts from the start, and may come to the same number.
         if found != self._taken:
-            try:
-                now = await asyncio.to_thread(self._edition, found)
-            except ConfigError as error:
-                self._policies.refuse(error.problems, source="consul", origin=self._key)
-            else:
-                self._policies.accepted("consul")
-                current = self._policies.current
-                if (now.version, now.source) != (current.version, current.source):
-                    await self._policies.put(now)
-                await self._keep_seen(found.raw, now.version)
-        self._taken = found
-        self._seen_more.set()
-        self._seen_more = asyncio.Event()
+            self._unkept = await self._put_in_force(found)
+            self._taken = found
+            self._seen_more.set()
+            self._seen_more = asyncio.Event()
+        if self._unkept:
+            await self._keep_seen(found.raw, self._unkept)
+            self._unkept = ""
         self.began.set()
+
+    async def _put_in_force(self, found: _Found) -> str:
+        """The version that it is; empty for one that is refused."""
+        try:
+            now = await asyncio.to_thread(self._edition, found)
+        except ConfigError as error:
+            self._policies.refuse(error.problems, source="consul", origin=self._key)
+            return ""
+        self._policies.accepted("consul")
+        current = self._policies.current
+        if (now.version, now.source) != (current.version, current.source):
+            await self._policies.put(now)
+        return now.version
 
     def _edition(self, found: _Found) -> Edition:
         """Raises ConfigError."""

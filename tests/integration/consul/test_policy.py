@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import urllib.error
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +15,7 @@ import grpc.aio
 import pytest
 import structlog
 from fixtures.consul import ROOT_TOKEN, Agent, StartAgent
+from fixtures.consul_proxy import Proxy, proxying
 from integration.router.kit import ANY_PORT, until
 
 from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
@@ -26,7 +28,7 @@ ROUTE = "routes: [{match: {model: m}, timeout: %s}]  # by hand\n"
 
 
 @asynccontextmanager
-async def routers(agent: Agent, key: str, count: int = 2) -> AsyncIterator[list[Router]]:
+async def routers(agent: Agent | Proxy, key: str, count: int = 2) -> AsyncIterator[list[Router]]:
     config = f"policy: {{consul_kv: {{key: {key}, address: '{agent.address}'}}}}\n"
     async with AsyncExitStack() as stack:
         yield [
@@ -271,3 +273,34 @@ async def test_while_consul_is_away_the_policy_stays_and_changes_say_why(
         assert agent.ask("GET", f"/v1/kv/{key}?raw")["routes"][0]["timeout"] == "2s"
         await asyncio.to_thread(put, agent, key, ROUTE % "4s")
         await all_at(found, "4s")
+
+
+async def test_a_version_that_could_not_be_kept_is_missed_all_the_same_and_kept_later(
+    consul: Agent, key: str
+) -> None:
+    async with proxying(consul.address) as proxy, routers(proxy, key, count=1) as found:
+        proxy.writes = 500
+        await asyncio.to_thread(put, consul, key, ROUTE % "2s")
+        await all_at(found, "2s")
+        with structlog.testing.capture_logs() as log:
+            await asyncio.to_thread(consul.ask, "DELETE", f"/v1/kv/{key}")
+            await until(lambda: any("any more" in line["event"] for line in log), within_s=15)
+        await asyncio.to_thread(put, consul, key, ROUTE % "3s")
+        await all_at(found, "3s", within_s=15)
+        version = found[0].policies.current.version
+        at = f"/v1/kv/{key}/versions/{version}"
+        asked_before = proxy.asked[at]
+        await until(lambda: proxy.asked[at] > asked_before, within_s=15)
+        proxy.writes = None
+        async with asyncio.timeout(15):
+            while version not in await asyncio.to_thread(kept, consul, key):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+
+def kept(agent: Agent, key: str) -> str:
+    """The keys of the versions there."""
+    try:
+        return str(agent.ask("GET", f"/v1/kv/{key}/versions/?keys"))
+    except urllib.error.HTTPError as error:
+        assert error.code == 404  # noqa: PT017 - there are none yet
+        return ""
