@@ -151,6 +151,8 @@ async def test_checks_that_failed_while_consul_was_away_count_after_the_grace(
         assert made.failed == []
         await until(lambda: models(running)["m"] == 0)
         await reported(running, "held", 0)
+        assert "failing" not in (await report(running))[1]
+        await asyncio.sleep(3)
         # Nothing is in doubt any more: what is told counts at once.
         await check(agent, item, "passing")
         await until(lambda: models(running)["m"] == 1)
