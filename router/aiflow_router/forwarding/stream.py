@@ -23,6 +23,9 @@ from aiflow_router.forwarding.unbroken import unbroken
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
+# gRPC tells the end of an answer that is trailers only a moment after its metadata, of which such
+# an answer has none: so metadata that is empty goes on when nothing came for so long.
+HEADERS_AFTER_S = 0.001
 
 Take = Callable[[bytes], bytes]
 
@@ -58,18 +61,21 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
     up = _Upstream(context, rpc, first=first, take=take, patience=patience, clock=clock)
     pump = asyncio.create_task(up.run())
     received = received_bytes = 0
-    message: Any
+    reading: asyncio.Task[Any] | None = None
     try:
         initial = back(await rpc.initial_metadata())
-        if not rpc.done() and not call.begun:  # Else the answer is trailers only.
-            await context.send_initial_metadata(tuple(initial))
-        while (message := await unbroken(rpc.read())) is not grpc.aio.EOF:
+        reading = asyncio.create_task(unbroken(rpc.read()))
+        if not call.begun:
+            await _begin(context, initial, reading)
+        message = await reading
+        while message is not grpc.aio.EOF:
             received += 1
             received_bytes += len(message)
             if clock is not None and received == 1:  # Now, for the stream may live for hours.
                 sender.answered(call, "OK", took_s=up.waited_s(clock()))
             patience.answered()
             await context.write(message)
+            message = await unbroken(rpc.read())
         outcome = "OK"
         late = initial if call.begun else ()
         return [*late, *back(await rpc.trailing_metadata())]
@@ -105,6 +111,16 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
         sender.release(call, link, outcome=outcome, took_s=None if measured else took_s)
         rpc.cancel()
         pump.cancel()
+        if reading is not None:
+            reading.cancel()
+
+
+async def _begin(context: Context, initial: list[Pair], reading: asyncio.Task[Any]) -> None:
+    """Sends the metadata, unless a message is there that brings it, or the end of trailers only."""
+    if not initial:
+        await asyncio.wait((reading,), timeout=HEADERS_AFTER_S)
+    if initial or not reading.done():
+        await context.send_initial_metadata(tuple(initial))
 
 
 class _Patience:
