@@ -273,6 +273,27 @@ async def test_routers_know_how_many_they_are(
         await until(lambda: (one.routers, two.routers) == (2, 2))
 
 
+async def test_a_router_that_left_is_not_among_them_again_by_its_next_beat(
+    start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.05)
+    server = start_redis()
+
+    async def beaten(buckets: RedisBuckets) -> None:
+        sent = buckets.link.sent
+        await until(lambda: buckets.link.sent >= sent + 3)
+
+    async with (
+        redis_buckets(server, prefix="left") as one,
+        redis_buckets(server, prefix="left") as two,
+    ):
+        await until(lambda: one.routers == 2)
+        await two.leave()
+        await beaten(two)
+        await beaten(one)
+        assert one.routers == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "then"),
     [

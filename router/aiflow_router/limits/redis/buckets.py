@@ -96,6 +96,7 @@ class RedisBuckets:
         # One slot of a cluster has all keys, so that one script may touch them.
         self._prefix = f"{{{prefix}}}"
         self._name = secrets.token_hex(8)
+        self._alive_s = ALIVE_S
         self._mark = ""
         self._leases = Leases(clock, draw)
         self._away = Away(local)
@@ -122,9 +123,10 @@ class RedisBuckets:
 
     async def leave(self) -> None:
         """Says that this router is no more; the shares of the others grow at once."""
+        self._alive_s = 0.0  # Of a beat that is due now as well, or it would be among them again.
         if self.link.up:
             try:
-                await self._script(_BEAT, [self._key("routers")], [self._name, 0, PLACE_S])
+                await self._beat()
             except AwayError:
                 _log.warning("Redis went away before it was told that this router leaves")
 
@@ -363,10 +365,9 @@ class RedisBuckets:
         places = list(self._places)
         keys = [self._key("routers"), *(bucket for bucket, _ in places)]
         holders = [holder for _, holder in places]
-        of, rank = await self._script(_BEAT, keys, [self._name, ALIVE_S, PLACE_S, *holders])
-        seat = Seat(of=max(of, self._workers), rank=rank)
-        if seat != self._away.seat:
-            self._away.seat = seat
+        of, rank = await self._script(_BEAT, keys, [self._name, self._alive_s, PLACE_S, *holders])
+        if self._alive_s:
+            self._away.seat = Seat(of=max(of, self._workers), rank=rank)
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"
