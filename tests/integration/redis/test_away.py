@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import pytest
 from contract.buckets.kit import ask, granted, redis_buckets, rule, taken
 from fixtures.redis import Server, StartRedis
 
+from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.redis import buckets as module
 from aiflow_router.limits.redis.buckets import RedisBuckets
+from aiflow_router.limits.redis.link import AwayError, Settings
 from aiflow_router.limits.rule import Ask
 
-TIMEOUT_S = 0.25
+TIMEOUT_S = 1.0
 
 
 async def until(true: Callable[[], bool], *, within_s: float = 10.0) -> None:
@@ -344,14 +346,35 @@ async def test_what_answers_and_is_no_redis_is_away(tmp_path: Path) -> None:
         assert buckets.link.errors["refused"] == 1
 
 
-async def test_a_router_that_was_busy_itself_does_not_blame_redis(start_redis: StartRedis) -> None:
-    """The answer was there in time; this process came late to read it."""
+async def test_what_calls_tell_redis_while_it_is_greeted_goes_to_their_database(
+    start_redis: StartRedis,
+) -> None:
+    server = start_redis(settings="user default on >secret ~* &* +@all")
+    settings = Settings(port=server.port, password="secret", database=3, timeout_s=5.0)
+    buckets = RedisBuckets(settings, prefix="greeted", local=Memory())
+    running = asyncio.create_task(buckets.run())
+    while buckets.state == "away":
+        with suppress(AwayError):
+            buckets.link.ask("INCR", "told")
+        await asyncio.sleep(0)
+    found = (await buckets.link.ask("INFO", "keyspace")).decode()
+    running.cancel()
+    await asyncio.wait((running,))
+    assert "db3:" in found
+    assert "db0:" not in found
+
+
+@pytest.mark.parametrize("turns", [1, 2], ids=["before it asked", "before it read the answer"])
+async def test_a_router_that_was_busy_itself_does_not_blame_redis(
+    start_redis: StartRedis, turns: int
+) -> None:
+    """The answer was there in time; this process came late to ask or to read it."""
     one = ask(rule(amount=1000, burst=1000))
     async with redis_buckets(start_redis(), timeout_s=0.05) as buckets:
         for _ in range(5):
             call = asyncio.create_task(taken(buckets, one))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)  # It is sent now.
+            for _ in range(turns):  # In the second it is sent.
+                await asyncio.sleep(0)
             time.sleep(0.1)  # noqa: ASYNC251 - the harm that is done
             assert (await call).by == "redis"
         assert not buckets.link.errors

@@ -21,7 +21,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 )
 async def test_who_waits_at_two_routers_shares_one_rate(redis_server: Server, lease: str) -> None:
     config = (
-        f"redis: {{url: {redis_server.url}, prefix: {uuid.uuid4().hex}}}\n"
+        f"redis: {{url: {redis_server.url}, prefix: {uuid.uuid4().hex}, timeout: 2s}}\n"
         f"limits: [{{name: gpt, rate: 20/s, burst: 2, wait: true{lease}}}]\n"
     )
 

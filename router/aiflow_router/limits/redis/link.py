@@ -9,12 +9,14 @@ for it twice.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import hiredis
@@ -87,11 +89,11 @@ def backoff_s(failures: int, draw: float) -> float:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A command that is not answered yet."""
+    """A command that is not answered yet; its time runs from when it is sent."""
 
     future: asyncio.Future[Reply]
-    ends_s: float
     orphaned: Answered | None
+    ends_s: float = math.inf
 
 
 class _Connection(asyncio.Protocol):
@@ -117,9 +119,7 @@ class _Connection(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # any length will do
-        ends_s = self._loop.time() + self.timeout_s
-        self._waiting.append(_Waiting(future, ends_s, orphaned))
-        self._look_at(ends_s)
+        self._waiting.append(_Waiting(future, orphaned))
         return future
 
     def _look_at(self, ends_s: float) -> None:
@@ -133,6 +133,10 @@ class _Connection(asyncio.Protocol):
     def _flush(self) -> None:
         if self._transport is not None and not self._gone:
             self._transport.write(b"".join(self._out))
+            ends_s = self._loop.time() + self.timeout_s
+            for waiting in islice(reversed(self._waiting), len(self._out)):
+                waiting.ends_s = ends_s
+            self._look_at(ends_s)
         self._out.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -156,9 +160,9 @@ class _Connection(asyncio.Protocol):
     def _check(self) -> None:
         """What came in time was taken already: the loop reads before it looks at its timers."""
         self._timer = None
-        if not self._waiting:
-            return
-        ends_s = self._waiting[0].ends_s
+        ends_s = self._waiting[0].ends_s if self._waiting else math.inf
+        if ends_s == math.inf:
+            return  # Nothing is sent that is not answered; `_flush` looks again.
         if ends_s <= self._loop.time():
             self.end(AwayError("timeout", f"no answer within {self.timeout_s * 1000:g} ms"))
         else:
@@ -261,8 +265,8 @@ class Link:
             async with asyncio.timeout(GREETING_S):
                 connection = await self._open()
                 self._connection = connection
-                for command in self.settings.greeting():
-                    await self.ask(*command)
+                # At once: no call that ends may put its command between them.
+                await asyncio.gather(*(self.ask(*said) for said in self.settings.greeting()))
                 await self._greet()
         except TimeoutError:
             self._failed(AwayError("timeout", f"no connection within {GREETING_S:g} s"))
