@@ -146,7 +146,8 @@ class Waiting:
                 async with asyncio.timeout_at(until_s if until_s < math.inf else None):
                     await woken.wait()
             except TimeoutError:
-                if self._clock() >= place.deadline_s - _CLOCK_SLACK_S:
+                # Who was sent away in the same turn has left already, and is told why.
+                if place.waits and self._clock() >= place.deadline_s - _CLOCK_SLACK_S:
                     self.lines.leave(place, "DEADLINE_EXCEEDED")
                     raise over_deadline(place.ask) from None
         return False
