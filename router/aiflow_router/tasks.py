@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import structlog
 
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 def begun(work: Coroutine[None, None, None], what: str) -> asyncio.Task[None]:
@@ -29,6 +32,18 @@ async def ended(*tasks: asyncio.Task[None], within_s: float | None = None) -> bo
         task.cancel()
     _, late = await asyncio.wait(tasks, timeout=within_s)
     return not late
+
+
+async def whole(work: Coroutine[None, None, T]) -> T:
+    """Its result; who is cancelled meanwhile ends after it, for half of it may be all or nothing."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()  # Read, or asyncio would log that nobody did.
+        raise
 
 
 @asynccontextmanager

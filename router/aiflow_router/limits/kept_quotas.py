@@ -24,7 +24,7 @@ from aiflow_router.limits.memory import Memory
 from aiflow_router.limits.quota import Quota, period_of
 from aiflow_router.storage.database import StorageError, reading
 from aiflow_router.storage.tables.quotas import QUOTAS
-from aiflow_router.tasks import begun, ended
+from aiflow_router.tasks import begun, ended, whole
 
 _log = structlog.get_logger(__name__)
 
@@ -87,7 +87,8 @@ class KeptQuotas:
         while True:
             await self._sleep(EVERY_S)
             try:
-                await self.write()
+                # Cut off in its commit it would be told again, and count twice.
+                await whole(self.write())
             except (SQLAlchemyError, OSError) as error:
                 if not self._failing:
                     _log.error("what is used of quotas is not written", why=str(error))

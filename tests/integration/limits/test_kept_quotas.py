@@ -11,7 +11,7 @@ import pytest
 from fixtures.postgres import StartPostgres
 from integration.router.kit import until
 from integration.router.limits_kit import limited
-from sqlalchemy import insert, select
+from sqlalchemy import event, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -101,6 +101,20 @@ async def test_what_comes_while_it_is_written_is_not_lost(storage_url: str) -> N
         async with engine.connect() as connection:
             used = (await connection.execute(select(QUOTAS.c.used))).scalar_one()
         assert used == 3
+
+
+async def test_who_ends_while_it_is_written_counts_it_once(storage_url: str) -> None:
+    async with opened(storage_url) as engine:
+        router = Router(engine)
+        await router.takes(DAY, 3)
+        running = asyncio.create_task(router.kept.run())
+        event.listen(engine.sync_engine, "commit", lambda _: running.cancel(), once=True)
+        await asyncio.wait((running,))
+        await router.kept.write()
+        assert await router.left(DAY) == 7
+        again = Router(engine)
+        await again.kept.load()
+        assert await again.left(DAY) == 7
 
 
 async def test_a_database_that_was_away_is_told_later(start_postgres: StartPostgres) -> None:
