@@ -2,6 +2,8 @@
 
 import signal
 
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = [
     "fixtures.consul",
     "fixtures.disks",
@@ -12,6 +14,11 @@ pytest_plugins = [
     "fixtures.triton",
     "fixtures.wheels",
 ]
+
+
+# A machine that is busy for a moment is no fault of what is tested.
+settings.register_profile("aiflow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("aiflow")
 
 
 def pytest_configure() -> None:

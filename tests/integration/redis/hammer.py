@@ -1,7 +1,8 @@
 """A process that asks one bucket as fast as it can, and tells what it was granted.
 
 Arguments: port, prefix, seconds, rate, burst, lease_s, at once. Says "ready", then after a line on
-its standard input asks for so many seconds, and tells it as JSON.
+its standard input asks for so many seconds, and tells it as JSON: of each grant, when it was asked
+for and when it was told.
 """
 
 from __future__ import annotations
@@ -36,15 +37,16 @@ async def main() -> None:
     await asyncio.to_thread(sys.stdin.readline)
     before = buckets.link.sent
     end_s = time.monotonic() + for_s
-    granted: list[float] = []
+    granted: list[tuple[float, float]] = []
     calls = 0
 
     async def caller(name: int) -> None:
         nonlocal calls
         while time.monotonic() < end_s:
             calls += 1
+            asked = time.time()
             if (await buckets.take([ask], holder=f"{name}.{calls}")).granted:
-                granted.append(time.time())
+                granted.append((asked, time.time()))
             await asyncio.sleep(0.002)
 
     await asyncio.gather(*(caller(name) for name in range(int(at_once))))

@@ -20,9 +20,7 @@ PATHS = (
     *("/aiflow.registry.v1.RegistryService/Register", ECHO, "/grpc.health.v1.Health/Check"),
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 )
-quick = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Protobuf is unlikely by chance: pieces of a request, in any order and cut anywhere.
 fields = st.sampled_from(

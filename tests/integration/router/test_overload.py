@@ -154,10 +154,10 @@ async def test_a_waiter_that_goes_away_frees_its_place() -> None:
         hold.go.set()
         await asyncio.gather(inside, waiting)
         assert len(server.seen) == 2
-        assert gates(m).unary.refused == {
-            ("normal", "CANCELLED"): 1,
-            ("normal", "DEADLINE_EXCEEDED"): 1,
-        }
+        # Its caller's clock may be the first to end the late one, which is a cancel to the router.
+        refused = gates(m).unary.refused
+        assert refused.total() == 2
+        assert refused["normal", "CANCELLED"] >= 1
 
 
 async def test_the_routes_timeout_counts_while_a_call_waits() -> None:

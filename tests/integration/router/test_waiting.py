@@ -77,16 +77,16 @@ def names(server: Backend) -> list[str]:
 
 
 async def test_who_is_over_the_limit_waits_for_its_turn() -> None:
-    async with limited("{name: gpt, rate: 20/s, burst: 1, wait: true}") as (m, server):
+    async with limited("{name: gpt, rate: 4/s, burst: 1, wait: true}") as (m, server):
         since_s = time.monotonic()
         calls = [call(m, name=str(n)) for n in range(5)]
         assert await asyncio.gather(*calls) == [infer("m")] * 5
-        assert 0.2 <= time.monotonic() - since_s < 2
+        assert 1 <= time.monotonic() - since_s < 5
         assert names(server) == ["0", "1", "2", "3", "4"]
         told = [await begun(one) for one in calls]
         assert "x-aiflow-queue-position" not in told[0]
         assert [one["x-aiflow-queue-position"] for one in told[1:]] == ["1", "2", "3", "4"]
-        assert float(told[4]["x-aiflow-queue-estimate"]) == pytest.approx(0.2, abs=0.05)
+        assert float(told[4]["x-aiflow-queue-estimate"]) == pytest.approx(1, abs=0.25)
         assert (await trailers(calls[4]))["x-ratelimit-limit"] == "1"
         metrics = await m.metrics()
         assert 'aiflow_queue_wait_seconds_count{model="m"} 4.0' in metrics
@@ -319,7 +319,7 @@ async def test_streams_and_typed_services_wait_too(method: str) -> None:
 
 
 async def test_those_who_wait_are_served_during_a_drain() -> None:
-    async with limited("{name: gpt, rate: 10/s, burst: 1, wait: true}") as (m, _):
+    async with limited("{name: gpt, rate: 2/s, burst: 1, wait: true}") as (m, _):
         calls = [call(m) for _ in range(3)]
         await until(lambda: waiting(m) == 2)
         drained = asyncio.create_task(m.router.drain())

@@ -20,7 +20,7 @@ POSES = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(POSES)
 def test_exact_points_come_back(pose: Pose) -> None:
     points = keypoints(pose)
@@ -29,7 +29,7 @@ def test_exact_points_come_back(pose: Pose) -> None:
     assert np.abs(fitted - points[1:]).max() < 0.04 * 240
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(POSES)
 def test_the_faces_seen_are_the_ones_turned_to_the_camera(pose: Pose) -> None:
     seen = cuboid.visible_faces(cuboid.fit(keypoints(pose)))

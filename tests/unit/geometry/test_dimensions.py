@@ -59,7 +59,7 @@ def _distance(measure: Measure, point: cuboid.Array) -> float:
     return float(np.linalg.norm(points - point, axis=1).min())
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     pose=st.builds(
         Pose,
@@ -87,7 +87,7 @@ def test_any_box_gives_three_clear_lines(pose: Pose, noise: float) -> None:
     assert "no edge" in refused.message
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     yaw=st.floats(15, 75) | st.floats(105, 165) | st.floats(-75, -15),
     pitch=st.floats(12, 60),

@@ -28,7 +28,7 @@ def sheet(
     return compose_contact_sheet(tiles, title=title, columns=columns, tile_px=tile_px, form=form)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(1, 64), columns=st.integers(0, 8), captioned=st.booleans())
 def test_every_picture_is_there_whole(count: int, columns: int, captioned: bool) -> None:
     picture = sheet(count, columns=columns, caption="a cup" if captioned else "")

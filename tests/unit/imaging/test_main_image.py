@@ -34,7 +34,7 @@ def compose(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     margin=st.floats(0.02, 0.3),
     feather_px=st.floats(0, 32),

@@ -221,7 +221,7 @@ def test_who_is_filled_has_room_and_is_expected_within_the_aim(
         assert fill.expected_s(ahead, 1.0) <= aim_s
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     share=st.floats(0.02, 0.8),
     aim_s=st.floats(0.02, 0.5),

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -177,7 +177,6 @@ def test_nothing_is_kept_of_those_who_have_gone() -> None:
     seed=st.integers(0, 1000),
     turns=st.integers(1, 300),
 )
-@settings(deadline=None)
 def test_tenants_that_always_wait_get_their_weights(
     weights: list[float], dearest: list[float], seed: int, turns: int
 ) -> None:
@@ -209,7 +208,6 @@ def test_tenants_that_always_wait_get_their_weights(
     ages=st.integers(1, 30),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None)
 def test_nobody_starves(tenants: int, burst: int, level: int, ages: int, seed: int) -> None:
     """One call is served for each that comes, all of a higher priority, for ever."""
     rng, full = random.Random(seed), queue(ages=ages)
@@ -299,7 +297,6 @@ TestWaiting = Waiting.TestCase
     calls=st.lists(st.tuples(st.sampled_from("ABCD"), st.integers(0, 2)), min_size=1, max_size=30),
     served=st.integers(0, 10),
 )
-@settings(deadline=None)
 def test_who_came_last_is_told_how_many_go_first(calls: list[tuple[str, int]], served: int) -> None:
     weights = {"A": 1.0, "B": 2.0, "C": 0.5, "D": 4.0}  # Exact in binary, as are their turns.
     full = queue()
@@ -316,7 +313,6 @@ def test_who_came_last_is_told_how_many_go_first(calls: list[tuple[str, int]], s
 
 
 @given(st.lists(st.tuples(st.sampled_from("ABCD"), st.integers(0, 2)), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_the_last_is_who_is_served_last(calls: list[tuple[str, int]]) -> None:
     full = queue(*(waiter(tenant, level) for tenant, level in calls))
     last = full.last()

@@ -235,7 +235,7 @@ COSTS = st.floats(0.1, 4.0)
     ),
     seed=st.integers(0, 100),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_nobody_is_lost_or_starves_and_no_more_is_granted_than_there_is(
     *, amount: float, kind: Kind, tenants: dict[str, Tenant], seed: int
 ) -> None:
@@ -291,7 +291,6 @@ def test_with_places_that_come_free_the_first_is_woken() -> None:
     priority=st.sampled_from(["high", "normal", "low", ""]),
     cost=COSTS,
 )
-@settings(deadline=None)
 def test_the_outlook_is_what_the_next_call_meets(
     before: list[tuple[str, str, float]], priority: str, cost: float
 ) -> None:

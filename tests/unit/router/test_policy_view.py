@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aiflow_router.config.config import Config
@@ -88,7 +88,6 @@ ROUTES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(ROUTES)
 def test_the_text_of_a_policy_is_that_policy(routes: list[dict[str, object]]) -> None:
     document = {

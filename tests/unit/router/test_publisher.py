@@ -194,7 +194,7 @@ class Changes(RuleBasedStateMachine):
 
 
 TestChanges = Changes.TestCase
-TestChanges.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestChanges.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 async def test_what_comes_together_is_one_snapshot_and_nothing_is_none() -> None:

@@ -208,7 +208,7 @@ OVERLOADS = st.sampled_from(
 
 
 @given(st.lists(OVERLOADS, min_size=2, max_size=5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_settings_that_follow_others_are_those_of_a_new_gate(chain: list[Overload]) -> None:
     rng = random.Random(0)
     found = gates(chain[0], rng)
