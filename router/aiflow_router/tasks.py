@@ -35,7 +35,7 @@ async def ended(*tasks: asyncio.Task[None], within_s: float | None = None) -> bo
 
 
 async def whole(work: Coroutine[None, None, T]) -> T:
-    """Its result; who is cancelled meanwhile ends after it, for half of it may be all or nothing."""
+    """Its result; who is cancelled ends after it, for half of it may be all or nothing."""
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
