@@ -18,6 +18,7 @@ from aiflow_router.forwarding.metadata import UNITS
 from aiflow_router.routing.policy import Policies, Policy
 from aiflow_router.routing.price import Price
 from aiflow_router.rpc.visit import Visit
+from aiflow_router.tasks import whole
 from aiflow_sdk import errors
 
 # Beyond the time that a call may take: for its turn at the database, here and at the end.
@@ -109,22 +110,32 @@ class Payments:
         """
         bill, visit.bill = visit.bill, None
         if bill is not None and self.ledger is not None:
-            cost = _cost(visit, bill)
-            visit.credits = await self.ledger.settle(bill.taken, cost, patience_s=SETTLE_WITHIN_S)
+            paid = self._settled(self.ledger, visit, bill)
+            # Who goes away now has all of a stream but its end.
+            await (whole(paid) if _has_answers(visit) else paid)
 
     def ended(self, visit: Visit) -> None:
         """Of a call that has ended otherwise: gives back what it held, or pays for its caller."""
         bill, visit.bill = visit.bill, None
         if bill is None or self.ledger is None:
             return
-        begun = visit.call is not None and visit.call.answers
         by_caller = visit.code in _CALLERS_ENDS or visit.reason == "KEY_WITHDRAWN"
-        if begun and not visit.unary and by_caller:
+        if by_caller and _has_answers(visit):
             cost = _cost(visit, bill)
             visit.credits = min(cost, bill.taken.amount)
             self.ledger.settle_later(bill.taken, cost)
         else:
             self.ledger.release(bill.taken)
+
+    @staticmethod
+    async def _settled(ledger: Ledger, visit: Visit, bill: Bill) -> None:
+        cost = _cost(visit, bill)
+        visit.credits = await ledger.settle(bill.taken, cost, patience_s=SETTLE_WITHIN_S)
+
+
+def _has_answers(visit: Visit) -> bool:
+    """Of a stream: its caller was given some."""
+    return not visit.unary and visit.call is not None and visit.call.answers > 0
 
 
 def _cost(visit: Visit, bill: Bill) -> int:

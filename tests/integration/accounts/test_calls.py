@@ -17,6 +17,8 @@ from integration.accounts.paying import INFER, STREAM, paying
 from integration.router.kit import Seen, infer, until
 
 from aiflow.admin.v1 import policy_pb2, policy_pb2_grpc
+from aiflow_router.accounts import rows
+from aiflow_router.accounts.operation import Settle
 from aiflow_router.accounts.report import Filter, summed
 from aiflow_sdk import errors, status
 
@@ -208,6 +210,37 @@ async def test_who_cancels_a_stream_that_has_begun_to_answer_pays(
         await stream.write(infer("m"))
         assert await stream.read() == b"first"
         stream.cancel()
+        await until(lambda: found.mesh.inflight() == 0)
+        assert await found.left() == 8
+
+
+async def test_who_cancels_a_stream_while_it_is_paid_pays(
+    storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has all of the answer by then."""
+    settling, go_on = asyncio.Event(), asyncio.Event()
+    applied = rows.applied
+
+    async def slow(engine: Any, operations: Any, **given: Any) -> Any:
+        if any(isinstance(one, Settle) for one in operations):
+            settling.set()
+            await go_on.wait()
+        return await applied(engine, operations, **given)
+
+    monkeypatch.setattr(rows, "applied", slow)
+    async with paying(storage_url, tmp_path) as found:
+        stream = found.mesh.channel.stream_stream(STREAM)(metadata=found.metadata())
+        await stream.write(infer("m"))
+        assert await stream.read() == infer("m")
+        await stream.done_writing()
+        await settling.wait()
+        stream.cancel()
+        # The call has heard of it: it waits to be paid, or has ended.
+        await until(
+            lambda: any(task.cancelling() for task in asyncio.all_tasks())
+            or found.mesh.inflight() == 0
+        )
+        go_on.set()
         await until(lambda: found.mesh.inflight() == 0)
         assert await found.left() == 8
 
