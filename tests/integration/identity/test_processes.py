@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -70,15 +71,15 @@ async def test_a_change_is_in_all_workers_when_they_say_so(
         office = Office(engine)
         key = await team(office)
         took_s = []
-        for number in range(3):
+        for number in range(9):
             seen = await office.change_key(key.key, name=f"name {number}")
             took_s.append(await reached(running, seen))
         assert await answers(running, key.text) == {"OK"}
         await reached(running, await office.change_key(key.key, revoked_s=1.0))
         (told,) = await answers(running, key.text)
         assert "it was revoked" in told
-        # They look at once, not with their next look in up to a second.
-        assert max(took_s) < 0.8, took_s
+        # They look at once, not each with its next look in up to a second.
+        assert statistics.median(took_s) < 0.5, took_s
 
 
 async def test_a_change_that_nobody_tells_of_is_found_within_a_second(tmp_path: Path) -> None:
