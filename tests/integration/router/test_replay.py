@@ -8,7 +8,16 @@ import json
 import grpc
 import grpc.aio
 import pytest
-from integration.router.explain_kit import INFER, broken, call, replayed, route, serving, stub
+from integration.router.explain_kit import (
+    INFER,
+    broken,
+    call,
+    found_trace,
+    replayed,
+    route,
+    serving,
+    stub,
+)
 from integration.router.kit import Handle, Held, backend, busy, echo, failure_of, infer, mesh, until
 
 from aiflow.admin.v1 import explain_pb2
@@ -18,11 +27,7 @@ STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 async def test_a_retried_call_is_replayed_attempt_by_attempt() -> None:
     async with mesh(route("retry: {attempts: 2}")) as m, serving(m, busy), serving(m):
-        ids = [f"r{i}" for i in range(12)]
-        for one in ids:
-            await call(m, one)
-        traces = [await replayed(m, one) for one in ids]
-        found = next(trace for trace in traces if trace.steps)
+        found = await found_trace(m, lambda trace: trace.steps)
         first, second = found.steps
         assert (first.outcome, first.because) == ("UNAVAILABLE", "")
         assert (second.outcome, second.because) == ("OK", "retry of UNAVAILABLE")
