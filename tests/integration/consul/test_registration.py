@@ -15,9 +15,17 @@ from integration.runtime.poll import until
 from aiflow.registry.v1 import registry_pb2
 from aiflow_sdk.errors import UnavailableError
 from aiflow_servers.runtime.consul_registrar import ConsulRegistrar
+from aiflow_servers.runtime.registrar import Registrar
 from aiflow_servers.runtime.registration import Registration, RegistrationState
 
 CHECKED_WITHIN_S = 7.5  # 5 s between two checks, 2 s for one, and a little
+
+
+class AsServersDo(AtConsul):
+    """With the TTL they have, and so the time that Consul has for an answer."""
+
+    def registrar(self) -> Registrar:
+        return ConsulRegistrar(consul=self.agent.address)
 
 
 async def test_consul_itself_asks_for_the_endpoints_health(consul: Agent) -> None:
@@ -65,7 +73,7 @@ async def test_a_consul_that_restarts_with_its_state_has_the_endpoint_fit_at_onc
     start_consul: StartAgent,
 ) -> None:
     agent = start_consul(keeps=True)
-    registry = AtConsul(agent)
+    registry = AsServersDo(agent)
     async with serving_health() as served, registered(registry, served, "kept") as registration:
         await until_seen(registry, "kept", {served.address: "READY"})
         await registry.stop()
