@@ -89,7 +89,7 @@ class ConsulRegistrar:
     async def register(self, endpoint: registry_pb2.Endpoint, *, anew: bool) -> float:
         self._body = service(endpoint, ttl_s=self._ttl_s, grpc_health=self._grpc_health)
         self._id = self._body["ID"]
-        with _told_as_ours():
+        with self._telling():
             if anew:
                 # A process that was killed may have left this very address critical or in
                 # maintenance.
@@ -100,7 +100,7 @@ class ConsulRegistrar:
         return self._ttl_s / 3
 
     async def renew(self, *, draining: bool) -> float | None:
-        with _told_as_ours():
+        with self._telling():
             try:
                 if draining:
                     why = {"enable": "true", "reason": "the server is shutting down"}
@@ -108,9 +108,6 @@ class ConsulRegistrar:
                 await self._consul.put(self._lives)
                 if self._was_away and not draining:
                     await self._fit_again()
-            except ConsulAwayError:
-                self._was_away = True
-                raise
             except (ConsulMissingError, ConsulFailedError):
                 # Versions differ in how they say that they do not know a check.
                 if await self._known():
@@ -119,8 +116,18 @@ class ConsulRegistrar:
         return self._ttl_s / 3
 
     async def deregister(self) -> None:
-        with _told_as_ours():
+        with self._telling():
             await self._take_out()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Raises what the client raises as the AiflowError that it stands for."""
+        try:
+            yield
+        except ConsulError as error:
+            if isinstance(error, ConsulAwayError):
+                self._was_away = True
+            raise UnavailableError(str(error), reason=f"CONSUL_{error.kind.upper()}") from error
 
     async def _register_afresh(self) -> None:
         """Registers so that all checks pass from the first moment.
@@ -206,12 +213,3 @@ def service(
 
 def _ttl_check(identifier: str) -> str:
     return f"{identifier}:ttl"
-
-
-@contextlib.contextmanager
-def _told_as_ours() -> Iterator[None]:
-    """Raises what the client raises as the AiflowError that it stands for."""
-    try:
-        yield
-    except ConsulError as error:
-        raise UnavailableError(str(error), reason=f"CONSUL_{error.kind.upper()}") from error

@@ -25,6 +25,7 @@ from aiflow_router.catalog.consul_answer import Instances, backends, instances
 from aiflow_router.catalog.consul_watch import Asking, Book, Pace, Watch
 from aiflow_router.catalog.endpoint import Key, State
 from aiflow_router.catalog.snapshot import Entry
+from aiflow_router.tasks import whole
 from aiflow_sdk.consul import DEFAULT_ADDRESS, Consul, segment
 
 _log = structlog.get_logger(__name__)
@@ -359,8 +360,11 @@ class Discovery:
         if not self._told:  # What is on disk is no older than what is known here.
             return
         try:
-            await asyncio.to_thread(
-                last_known.save, path, self._entries(), source=self._settings.name()
+            # Its thread cannot be stopped, and `close` may save too: two at once share a file.
+            await whole(
+                asyncio.to_thread(
+                    last_known.save, path, self._entries(), source=self._settings.name()
+                )
             )
         except last_known.LastKnownError as error:
             self.book.errors["last_known"] += 1

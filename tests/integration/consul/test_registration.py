@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,19 @@ from grpc_health.v1 import health_pb2
 from integration.runtime.poll import until
 
 from aiflow.registry.v1 import registry_pb2
+from aiflow_sdk.errors import UnavailableError
 from aiflow_servers.runtime.consul_registrar import ConsulRegistrar
+from aiflow_servers.runtime.registrar import Registrar
 from aiflow_servers.runtime.registration import Registration, RegistrationState
 
 CHECKED_WITHIN_S = 7.5  # 5 s between two checks, 2 s for one, and a little
+
+
+class AsServersDo(AtConsul):
+    """With the TTL they have, and so the time that Consul has for an answer."""
+
+    def registrar(self) -> Registrar:
+        return ConsulRegistrar(consul=self.agent.address)
 
 
 async def test_consul_itself_asks_for_the_endpoints_health(consul: Agent) -> None:
@@ -63,7 +73,7 @@ async def test_a_consul_that_restarts_with_its_state_has_the_endpoint_fit_at_onc
     start_consul: StartAgent,
 ) -> None:
     agent = start_consul(keeps=True)
-    registry = AtConsul(agent)
+    registry = AsServersDo(agent)
     async with serving_health() as served, registered(registry, served, "kept") as registration:
         await until_seen(registry, "kept", {served.address: "READY"})
         await registry.stop()
@@ -71,6 +81,34 @@ async def test_a_consul_that_restarts_with_its_state_has_the_endpoint_fit_at_onc
         await registry.start()
         # Left alone it would be critical for up to 5 s, until Consul comes to look.
         await until_seen(registry, "kept", {served.address: "READY"}, within_s=2)
+
+
+async def test_it_is_fit_at_once_also_where_a_change_of_it_was_what_found_consul_away(
+    start_consul: StartAgent,
+) -> None:
+    agent = start_consul(keeps=True)
+    registrar = ConsulRegistrar(consul=agent.address)
+    endpoint = registry_pb2.Endpoint(
+        backend="kept", protocol=registry_pb2.PROTOCOL_OIP, models=["detector"]
+    )
+    async with serving_health() as served, registrar.opened():
+        endpoint.address = served.address
+        await registrar.register(endpoint, anew=True)
+        await asyncio.to_thread(agent.kill)
+        # Where Consul comes to look by itself early, it leaves the endpoint critical.
+        await served.says(health_pb2.HealthCheckResponse.NOT_SERVING)
+        endpoint.models.append("cutout")
+        with pytest.raises(UnavailableError, match="start the agent"):
+            await registrar.register(endpoint, anew=False)
+        await asyncio.to_thread(agent.start)
+        await registrar.register(endpoint, anew=False)
+        await served.says(health_pb2.HealthCheckResponse.SERVING)
+        await registrar.renew(draining=False)
+        path = f"/v1/agent/health/service/id/kept@{served.address}"
+        health = await asyncio.to_thread(agent.ask, "GET", path)
+        assert health["AggregatedStatus"] == "passing"
+        assert "model=cutout" in health["Service"]["Tags"]
+        await registrar.deregister()
 
 
 async def test_a_token_that_is_refused_is_named_and_a_better_one_is_taken_up(

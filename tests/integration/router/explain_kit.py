@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -37,6 +38,16 @@ async def endpoint(m: Mesh, address: str, **asked: Any) -> explain_pb2.Candidate
 async def replayed(m: Mesh, request_id: str) -> explain_pb2.Trace:
     answer = await stub(m).Replay(explain_pb2.ReplayRequest(request_id=request_id))
     return answer.traces[0]
+
+
+async def found_trace(m: Mesh, which: Callable[[explain_pb2.Trace], object]) -> explain_pb2.Trace:
+    """Of the first call that is such a one; so many are made as that takes."""
+    for number in itertools.count():
+        await call(m, f"r{number}")
+        trace = await replayed(m, f"r{number}")
+        if which(trace):
+            return trace
+    raise AssertionError
 
 
 async def call(m: Mesh, request_id: str, *, priority: str = "", timeout_s: float = 10.0) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -23,6 +25,9 @@ from integration.router.consul_kit import (
 )
 from integration.router.kit import backend, infer, mesh, until
 
+from aiflow_router.catalog import last_known
+from aiflow_router.catalog.catalog import Catalog
+from aiflow_router.catalog.consul import Settings, discovering
 from aiflow_router.catalog.endpoint import State
 
 pytestmark = pytest.mark.usefixtures("consul")
@@ -204,6 +209,38 @@ async def test_the_last_view_is_on_disk_and_replaced_in_one_step(
     assert document["source"] == consul.address
     assert [found["models"] for found in document["endpoints"]] == [["kept"]]
     assert [path.name for path in tmp_path.iterdir()] == ["last.json"]  # noqa: ASYNC240 - at once
+    await deregister(consul, item)
+
+
+async def test_a_save_that_goes_on_at_the_end_is_over_before_the_last_one_begins(
+    consul: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_save = last_known.save
+    held, go_on = threading.Event(), threading.Event()
+    saving = 0
+    together: list[int] = []
+
+    def save(*given: Any, **named: Any) -> None:
+        nonlocal saving
+        saving += 1
+        together.append(saving)
+        held.set()
+        assert go_on.wait(10)
+        really_save(*given, **named)
+        saving -= 1
+
+    monkeypatch.setattr(last_known, "save", save)
+    file = tmp_path / "last.json"
+    item = entry("127.0.0.1:9", "late", backend="late")
+    settings = Settings(address=consul.address, last_known=str(file))
+    catalog = Catalog()
+    async with discovering(settings, catalog):
+        await until(held.is_set)
+        await register(consul, item)
+        await until(lambda: "late" in catalog.snapshot.models)
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+    assert together == [1, 1]
+    assert b"late" in file.read_bytes()
     await deregister(consul, item)
 
 

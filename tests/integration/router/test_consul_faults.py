@@ -151,7 +151,9 @@ async def test_checks_that_failed_while_consul_was_away_count_after_the_grace(
         assert made.failed == []
         await until(lambda: models(running)["m"] == 0)
         await reported(running, "held", 0)
-        assert "failing" not in (await report(running))[1]
+        async with asyncio.timeout(10):  # The list may be asked for again after up to 5 s.
+            while "failing" in (await report(running))[1]:  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(0.05)
         await asyncio.sleep(3)
         # Nothing is in doubt any more: what is told counts at once.
         await check(agent, item, "passing")
@@ -277,11 +279,11 @@ async def test_hundreds_of_backends_that_flap_keep_nobody_busy(start_consul: Sta
             began_s = asyncio.get_running_loop().time()
             await asyncio.sleep(4)
             lasted_s = asyncio.get_running_loop().time() - began_s
+            asked = len(proxy.asked_at_s)
             stop.set()
             await flapping
             assert flaps > 500
-            limit = consul_watch.ALL_BURST + consul_watch.ALL_PER_S * lasted_s
-            assert len(proxy.asked_at_s) <= limit
+            assert asked <= consul_watch.ALL_BURST + consul_watch.ALL_PER_S * lasted_s
             await made.more()
         assert made.failed == []
         await until(lambda: sum(models(running).values()) == 501, within_s=15)

@@ -22,7 +22,7 @@ from integration.router.processes_kit import (
     traffic,
     until,
 )
-from integration.router.test_policy import admin, changed_everywhere, versions_at
+from integration.router.test_policy import admin, last_seen_s, versions_at
 
 from aiflow.admin.v1 import policy_pb2
 
@@ -102,10 +102,8 @@ async def test_what_lies_in_consul_is_the_policy_of_every_worker(
         policy = (await admin(channel).Get(policy_pb2.GetPolicyRequest())).policy
         assert (policy.version, policy.source) == (first, "consul")
         async with traffic(running.address) as calls:
-            began_s = time.monotonic()
             await put(text % "12s")
-            await until(lambda: changed_everywhere(running.address, first), within_s=5)
-            took_s = time.monotonic() - began_s
+            last_s = await last_seen_s(running.address, first, time.monotonic())
             (second,) = set(await versions_at(running.address))
             await put("routes: [{matsch: {}}]")
             await until(lambda: running.said("policy refused: the one in force stays"))
@@ -116,7 +114,7 @@ async def test_what_lies_in_consul_is_the_policy_of_every_worker(
             assert set(await versions_at(running.address)) == {first}
         assert calls.failed == []
         assert await running.metric("aiflow_config_load_errors_total") == 1
-    assert took_s < 1.5  # The promise is 1 s; this machine may be busy.
+    assert last_s < 1.0
 
 
 async def _failing(running: Running) -> bool:

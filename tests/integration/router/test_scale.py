@@ -140,9 +140,10 @@ async def test_who_registers_is_called_as_soon_as_it_is_told_so_also_in_a_burst(
 async def test_thousands_that_fall_silent_together_are_out_together() -> None:
     async with mesh() as m:
         for number in range(2000):
-            m.router.catalog.register(endpoint(number), ttl_s=2)
-        await until(lambda: len(m.router.catalog.snapshot.entries) == 2000)
-        await until(lambda: not m.router.catalog.snapshot.entries)
+            m.router.catalog.register(endpoint(number), ttl_s=5)
+        await m.router.catalog.settled()
+        assert len(m.router.catalog.snapshot.entries) == 2000
+        await until(lambda: not m.router.catalog.snapshot.entries, within_s=10)
         assert not m.router.catalog.snapshot.models
 
 
