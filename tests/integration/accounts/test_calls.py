@@ -237,8 +237,9 @@ async def test_who_cancels_a_stream_while_it_is_paid_pays(
         stream.cancel()
         # The call has heard of it: it waits to be paid, or has ended.
         await until(
-            lambda: any(task.cancelling() for task in asyncio.all_tasks())
-            or found.mesh.inflight() == 0
+            lambda: (
+                any(task.cancelling() for task in asyncio.all_tasks()) or found.mesh.inflight() == 0
+            )
         )
         go_on.set()
         await until(lambda: found.mesh.inflight() == 0)
