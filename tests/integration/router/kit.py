@@ -14,6 +14,7 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
+from grpc.aio import _call
 
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
 from aiflow_router.config.config import Config
@@ -211,6 +212,18 @@ async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - polls what has no event
             await asyncio.sleep(0.005)
+
+
+def half_closes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The streams to backends that the router half-closes; health checks do that too."""
+    streams: list[object] = []
+
+    async def done_writing(stream: object) -> None:
+        streams.append(stream)
+
+    # Not the class of the same name in grpc.aio, which is abstract.
+    monkeypatch.setattr(_call.StreamStreamCall, "done_writing", done_writing)
+    return streams
 
 
 async def failure_of(call: Any) -> errors.AiflowError:
