@@ -21,6 +21,7 @@ from aiflow_router.forwarding.metadata import Pair, back
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.forwarding.unbroken import unbroken
 from aiflow_router.forwarding.written import written
+from aiflow_router.tasks import moment
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
@@ -119,7 +120,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
 async def _begin(context: Context, initial: list[Pair], reading: asyncio.Task[Any]) -> None:
     """Sends the metadata, unless a message is there that brings it, or the end of trailers only."""
     if not initial:
-        await asyncio.wait((reading,), timeout=HEADERS_AFTER_S)
+        await moment(HEADERS_AFTER_S, unless=reading)
     if initial or not reading.done():
         await context.send_initial_metadata(tuple(initial))
 
@@ -197,7 +198,7 @@ class _Upstream:
                     return
             # A caller that goes away ends its messages too, and only a moment later is this task
             # cancelled. The backend must not take that for a finished upload.
-            await asyncio.sleep(HALF_CLOSE_AFTER_S)
+            await moment(HALF_CLOSE_AFTER_S)
             await self._rpc.done_writing()
             self._patience.asked()
         except grpc.aio.BaseError:
