@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,11 +33,12 @@ Handle = Callable[["Seen", Any], Awaitable[None]]
 
 @dataclass
 class Seen:
-    """What a backend saw of a call."""
+    """What a backend saw of a call; `due_s` is when its time is up, on `time.monotonic`'s clock."""
 
     method: str
     metadata: dict[str, str | bytes]
     time_remaining_s: float | None
+    due_s: float
     messages: list[bytes] = field(default_factory=list)
     half_closed: bool = False
     cancelled: bool = False
@@ -90,10 +93,12 @@ class _Methods(grpc.GenericRpcHandler):
             return None
 
         async def run(_: object, context: Any) -> None:
+            left_s = context.time_remaining()
             seen = Seen(
                 method=details.method,
                 metadata=dict(context.invocation_metadata()),
-                time_remaining_s=context.time_remaining(),
+                time_remaining_s=left_s,
+                due_s=math.inf if left_s is None else time.monotonic() + left_s,
             )
             self._seen.append(seen)
             try:
