@@ -144,7 +144,7 @@ async def test_a_call_that_gets_no_place_in_the_budget_fails_with_what_it_had() 
 async def test_a_hedge_answers_for_an_endpoint_that_hangs_and_the_loser_is_cancelled() -> None:
     async with AsyncExitStack() as stack:
         m, (hole, _) = await running(
-            stack, "hedge: {after: 50ms}, balance: round_robin", hangs, answers
+            stack, "hedge: {after: 500ms}, balance: round_robin", hangs, answers
         )
         results = [await ask(m, timeout=5) for _ in range(4)]
         assert {answer for answer, _ in results} == {b"answer"}
