@@ -231,6 +231,11 @@ def half_closes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return streams
 
 
+async def lost(m: Mesh, address: str) -> None:
+    """Returns once the router knows that its connection is gone, later than its server stopped."""
+    await until(lambda: not m.router.front.sender._links[address].ready())
+
+
 async def failure_of(call: Any) -> errors.AiflowError:
     """The error that a call ends with."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Backend, Mesh, Seen, backend, hangs, infer, mesh, until
+from integration.router.kit import Backend, Mesh, Seen, backend, hangs, infer, lost, mesh, until
 
 from aiflow_sdk import errors, status
 
@@ -177,6 +177,7 @@ async def test_a_second_endpoint_instead_of_one_out_of_reach_is_counted_in_shado
             stack, "retry: {mode: shadow}, balance: round_robin", answers, answers
         )
         await servers[0].server.stop(None)
+        await lost(m, servers[0].address)
         results = await asyncio.gather(*(ask(m) for _ in range(2)), return_exceptions=True)
         assert sum(isinstance(result, grpc.aio.AioRpcError) for result in results) == 1
         would = 'aiflow_retries_shadow_total{model="m",reason="unreachable"} 1.0'
