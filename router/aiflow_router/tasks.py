@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+# From the news of a read or of a cancellation to the last of those that wait for it: about four.
+_TURNS = 8
 
 
 def begun(work: Coroutine[None, None, None], what: str) -> asyncio.Task[None]:
@@ -35,7 +38,7 @@ async def ended(*tasks: asyncio.Task[None], within_s: float | None = None) -> bo
 
 
 async def whole(work: Coroutine[None, None, T]) -> T:
-    """Its result; who is cancelled ends after it, for half of it may be all or nothing."""
+    """Its result; who is cancelled ends only after it, for half of it may be all or nothing."""
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
@@ -44,6 +47,22 @@ async def whole(work: Coroutine[None, None, T]) -> T:
         if not task.cancelled():
             task.exception()  # Read, or asyncio would log that nobody did.
         raise
+
+
+async def moment(seconds: float, *, unless: asyncio.Future[Any] | None = None) -> None:
+    """Over once what came within that time was heard too, or `unless` is done.
+
+    A timer alone is no help where the loop was held: then it is due in the same turn in which the
+    news comes, which takes some turns more to get to those whom it concerns.
+    """
+    if unless is None:
+        await asyncio.sleep(seconds)
+    else:
+        await asyncio.wait((unless,), timeout=seconds)
+    for _ in range(_TURNS):
+        if unless is not None and unless.done():
+            return
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager

@@ -13,12 +13,9 @@ import grpc
 import grpc.aio
 
 from aiflow_router.forwarding.call import Call
+from aiflow_router.forwarding.deadline import passed
 from aiflow_router.forwarding.retry import MAX_PUSHBACK_S
 from aiflow_sdk import errors, status
-
-# The loop's timers and the transport's deadline are rounded differently.
-_CLOCK_SLACK_S = 0.005
-
 
 # Words of gRPC's own for a connection that broke under a call.
 _TRANSPORT = re.compile(
@@ -40,7 +37,7 @@ def is_late(failure: grpc.aio.AioRpcError, *, due_s: float, now_s: float) -> boo
     """Whether this is the transport's word that the time until `due_s` is over."""
     return (
         failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        and now_s >= due_s - _CLOCK_SLACK_S
+        and passed(due_s, now_s=now_s)
         and not has_details(failure)
     )
 

@@ -28,6 +28,7 @@ from grpc_health.v1 import health_pb2
 from aiflow_router.balancing.load import Load, Loads
 from aiflow_router.balancing.verdict import HealthPolicy, Verdict
 from aiflow_router.forwarding.link import Link, Links
+from aiflow_router.forwarding.written import asked
 
 _log = structlog.get_logger(__name__)
 
@@ -278,13 +279,10 @@ class HealthChecks:
         # On the wire a unary call is a stream of one message each way.
         rpc = link.stream(CHECK)(timeout=self._policy.timeout_s)
         try:
-            await rpc.write(_REQUEST)
-            await rpc.done_writing()
+            await asked(rpc, _REQUEST)
             return _said(await rpc.read())
         except grpc.aio.AioRpcError as failure:
             return "no_answer" if failure.code() in _NO_ANSWER else "not_offered"
-        except asyncio.InvalidStateError:  # It was over before it was asked.
-            return "no_answer" if await rpc.code() in _NO_ANSWER else "not_offered"
         finally:
             rpc.cancel()
 
@@ -293,11 +291,10 @@ class HealthChecks:
         link.calls += 1
         rpc = link.stream(WATCH)()
         try:
-            await rpc.write(_REQUEST)
-            await rpc.done_writing()
+            await asked(rpc, _REQUEST)
             while (message := await rpc.read()) is not grpc.aio.EOF:
                 self._heard(one, _said(message))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except grpc.aio.AioRpcError:
             pass  # What is next depends only on whether there is still a connection.
         finally:
             rpc.cancel()

@@ -9,7 +9,6 @@ it has no reflection, its methods are of unknown kind and go as streams, which i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from aiflow_router.catalog.endpoint import Endpoint, Key
 from aiflow_router.catalog.snapshot import Change, Snapshot
 from aiflow_router.forwarding.inquiry import Inquiry
 from aiflow_router.forwarding.link import Link, Links
+from aiflow_router.forwarding.written import written
 
 _log = structlog.get_logger(__name__)
 
@@ -198,8 +198,7 @@ async def _descriptions(
         for service in services:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)
-                with contextlib.suppress(asyncio.InvalidStateError):  # It is over: read says why.
-                    await rpc.write(request.SerializeToString())
+                await written(rpc, request.SerializeToString())
                 raw = await rpc.read()
             if not isinstance(raw, bytes) or len(raw) > MAX_ANSWER_BYTES:
                 raise DecodeError(f"no answer, or one of more than {MAX_ANSWER_BYTES} bytes")

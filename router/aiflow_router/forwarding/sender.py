@@ -199,8 +199,8 @@ class Sender:
             won = await _first_good(first, second)
         finally:
             for task in (first, second):
-                if task is not None and not task.done():
-                    task.cancel()
+                # Also where it has ended: asyncio logs a failure that nobody saw, but not of these.
+                if task is not None and task.cancel():
                     await asyncio.wait((task,))
             if second is not None:
                 call.budget.give_back()

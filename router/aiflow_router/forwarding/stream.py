@@ -20,6 +20,8 @@ from aiflow_router.forwarding.call import Call
 from aiflow_router.forwarding.metadata import Pair, back
 from aiflow_router.forwarding.sender import Sender
 from aiflow_router.forwarding.unbroken import unbroken
+from aiflow_router.forwarding.written import written
+from aiflow_router.tasks import moment
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
 HALF_CLOSE_AFTER_S = 0.001
@@ -118,7 +120,7 @@ async def forward_stream(  # noqa: C901, PLR0915 - one try, and every way out of
 async def _begin(context: Context, initial: list[Pair], reading: asyncio.Task[Any]) -> None:
     """Sends the metadata, unless a message is there that brings it, or the end of trailers only."""
     if not initial:
-        await asyncio.wait((reading,), timeout=HEADERS_AFTER_S)
+        await moment(HEADERS_AFTER_S, unless=reading)
     if initial or not reading.done():
         await context.send_initial_metadata(tuple(initial))
 
@@ -178,26 +180,29 @@ class _Upstream:
         """Time since the last message went to the backend; 0 where none did or none is timed."""
         return max(0.0, now_s - self._sent_s)
 
-    def _sent(self, message: bytes) -> None:
+    async def _write(self, message: bytes) -> bool:
+        """Whether it was sent: if not then the call is over, as the reader is told."""
+        if not await written(self._rpc, message):
+            return False
         self.sent_bytes += len(message)
         if self._clock is not None:
             self._sent_s = self._clock()
+        return True
 
     async def run(self) -> None:
         try:
-            if self._first is not None:
-                await self._rpc.write(self._first)
-                self._sent(self._first)
+            if self._first is not None and not await self._write(self._first):
+                return
             while (message := await unbroken(self._context.read())) is not grpc.aio.EOF:
-                await self._rpc.write(self._take(message))
-                self._sent(message)
+                if not await self._write(self._take(message)):
+                    return
             # A caller that goes away ends its messages too, and only a moment later is this task
             # cancelled. The backend must not take that for a finished upload.
-            await asyncio.sleep(HALF_CLOSE_AFTER_S)
+            await moment(HALF_CLOSE_AFTER_S)
             await self._rpc.done_writing()
             self._patience.asked()
-        except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
-            # The call ended while the caller was still sending: its status is told by the reader.
+        except grpc.aio.BaseError:
+            # One of the calls ended while the caller was still sending: the reader is told why.
             return
         except Exception as refusal:  # noqa: BLE001 - raised by the reader, whom this wakes
             self.refusal = refusal

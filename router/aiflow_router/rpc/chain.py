@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from aiflow_router.forwarding.call import Call
-from aiflow_router.forwarding.deadline import passed_on_s
+from aiflow_router.forwarding.deadline import cut_off, passed, passed_on_s
 from aiflow_router.forwarding.metadata import SESSION, Pair
 from aiflow_router.forwarding.sender import MayRepeat
 from aiflow_router.forwarding.stream import forward_stream
@@ -29,9 +29,6 @@ from aiflow_router.rpc.inference import infer
 from aiflow_router.rpc.visit import Context, Visit
 from aiflow_router.telemetry.trail import Note
 from aiflow_sdk import errors, status
-
-# The loop's timers and the transport's deadline are rounded differently.
-_CLOCK_SLACK_S = 0.005
 
 Failure = grpc.aio.AioRpcError | errors.AiflowError
 # What of a stream's further message goes on; raises for one that must not.
@@ -235,9 +232,8 @@ class _Way:
     def failed(self, error: BaseException) -> Failure | None:
         """The failure where others may know a way on; None where the call itself has ended."""
         if not isinstance(error, grpc.aio.AioRpcError | errors.AiflowError):
-            late = self._front.sender.clock() >= self._deadline_s - _CLOCK_SLACK_S
             # gRPC cancels the handler of a call whose time is up.
-            if late and isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError) and self._late():
                 self._judge(well=False)
                 self._would_be_late()
             return None
@@ -249,6 +245,12 @@ class _Way:
         error.__traceback__ = None  # Or it would keep this call's frames, and they keep it.
         return error
 
+    def _late(self) -> bool:
+        now_s = self._front.sender.clock()
+        return passed(self._deadline_s, now_s=now_s) or cut_off(
+            self._callers_s, since_s=self._started_s, now_s=now_s
+        )
+
     def goes_on(self, failure: Failure, *, unsent: bool) -> bool:
         """Whether another candidate is to be asked; `unsent`: that may not be the second time."""
         fallback = self._course.fallback
@@ -257,7 +259,7 @@ class _Way:
         now_s = self._front.sender.clock()
         known = _typed(failure)
         early = self._due_s < self._deadline_s and (
-            known.code != "DEADLINE_EXCEEDED" or now_s >= self._due_s - _CLOCK_SLACK_S
+            known.code != "DEADLINE_EXCEEDED" or passed(self._due_s, now_s=now_s)
         )
         reason = fallback.met(known.code, known.reason, early=early)
         if reason is None or now_s >= self._deadline_s:

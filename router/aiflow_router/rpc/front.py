@@ -17,7 +17,7 @@ import structlog
 
 from aiflow_router.accounts.account import written
 from aiflow_router.forwarding.call import Call
-from aiflow_router.forwarding.deadline import passed_on_s
+from aiflow_router.forwarding.deadline import cut_off, passed_on_s
 from aiflow_router.forwarding.failure import too_large
 from aiflow_router.forwarding.metadata import CREDITS, PRIORITY, USED, Pair, back, read_head
 from aiflow_router.forwarding.plan import Plan
@@ -302,7 +302,8 @@ class Front:
 
     def _gone(self, visit: Visit, context: Context, *, unary: bool) -> None:
         """Counts a cancellation, by the caller or because its deadline passed."""
-        late = context.time_remaining() == 0
+        left_s, now_s = context.time_remaining(), self._clock()
+        late = left_s is not None and cut_off(now_s + left_s, since_s=visit.started_s, now_s=now_s)
         self._ended(visit, "DEADLINE_EXCEEDED" if late else "CANCELLED", unary=unary)
 
     async def _failed(

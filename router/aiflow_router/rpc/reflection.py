@@ -6,7 +6,6 @@ here; any other is asked of an endpoint, the one whose services share most of th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -23,6 +22,7 @@ from aiflow_router.forwarding.kinds import REFLECTION
 from aiflow_router.forwarding.metadata import Pair
 from aiflow_router.forwarding.plan import Plan
 from aiflow_router.forwarding.retry import RetryPolicy
+from aiflow_router.forwarding.written import asked
 from aiflow_router.rpc.front import Front
 from aiflow_router.rpc.visit import Context, Visit
 from aiflow_sdk import errors
@@ -119,14 +119,11 @@ class _Reflection:
             return b""
         rpc = link.stream(method)(timeout=ASK_TIMEOUT_S, metadata=call.onward)
         try:
-            await rpc.write(request.SerializeToString())
-            await rpc.done_writing()
+            await asked(rpc, request.SerializeToString())
             answer = await rpc.read()
             outcome = "OK"
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as failure:
-            outcome = (
-                failure.code().name if isinstance(failure, grpc.aio.AioRpcError) else "UNKNOWN"
-            )
+        except grpc.aio.AioRpcError as failure:
+            outcome = failure.code().name
             return b""
         else:
             return answer if isinstance(answer, bytes) else b""

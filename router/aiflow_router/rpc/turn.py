@@ -8,14 +8,12 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
+from aiflow_router.forwarding.deadline import cut_off, passed
 from aiflow_router.identity.caller import Caller
 from aiflow_router.limits.concurrency import End
 from aiflow_router.limits.gate import Gate, Refusal
 from aiflow_router.limits.refusal import error_of, too_late
 from aiflow_sdk import errors
-
-# The transport ends a call a little before or after our own clock says that it is due.
-_CLOCK_SLACK_S = 0.005
 
 # What a backend says when it has too much to do, in its own words.
 _TOO_MUCH = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE})
@@ -57,13 +55,13 @@ async def take_turn(
             await woken
     except TimeoutError:
         now_s = clock()
-        late = now_s >= deadline_s - _CLOCK_SLACK_S
+        late = passed(deadline_s, now_s=now_s)
         gate.give_up(ticket, "DEADLINE_EXCEEDED" if late else "OVERLOADED", now_s)
         if late or ticket.refusal is None:
             raise too_late(name) from None
     except BaseException:
         now_s = clock()
-        late = now_s >= deadline_s - _CLOCK_SLACK_S
+        late = cut_off(deadline_s, since_s=joined_s, now_s=now_s)
         gate.give_up(ticket, "DEADLINE_EXCEEDED" if late else "CANCELLED", now_s)
         raise
     if ticket.refusal is not None:
@@ -73,7 +71,7 @@ async def take_turn(
 
 def how_it_ended(error: BaseException, *, deadline_s: float, now_s: float) -> End:
     """What a call that failed at the backend says about the backend's load."""
-    if now_s >= deadline_s - _CLOCK_SLACK_S or isinstance(error, errors.DeadlineExceededError):
+    if passed(deadline_s, now_s=now_s) or isinstance(error, errors.DeadlineExceededError):
         return End.TIMED_OUT
     if isinstance(error, grpc.aio.AioRpcError):
         if error.code() in _TOO_MUCH:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
+from aiflow_router.tasks import moment
 from aiflow_sdk import errors
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the stubs only
@@ -56,7 +57,7 @@ class Uploads:
             return message
         # A caller that goes away ends its messages too, and only a moment later is this task
         # cancelled.
-        await asyncio.sleep(GONE_AFTER_S)
+        await moment(GONE_AFTER_S)
         raise errors.BadInputError(
             "the call ended without a whole request message: send one, even if it is empty",
             violations={"request": "is missing or cut short"},

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from aiflow_router.forwarding.deadline import passed_on_s
+from aiflow_router.forwarding.deadline import cut_off, passed, passed_on_s
 from aiflow_router.forwarding.metadata import PRIORITY
 from aiflow_router.limits.buckets import Buckets, Verdict
 from aiflow_router.limits.gate import Refusal
@@ -16,9 +16,6 @@ from aiflow_router.limits.refusal import over_deadline, over_limit
 from aiflow_router.limits.rule import Ask, Rule
 from aiflow_router.rpc.visit import Context, Visit, queued
 from aiflow_sdk import errors
-
-# The transport ends a call a little before or after our own clock says that it is due.
-_CLOCK_SLACK_S = 0.005
 
 Asks = tuple[Ask, ...]
 
@@ -114,7 +111,7 @@ class Waiting:
                     self._join(visit, place, verdict, holder=holder)
         except asyncio.CancelledError:
             if place.waits:
-                late = self._clock() >= place.deadline_s - _CLOCK_SLACK_S
+                late = cut_off(place.deadline_s, since_s=visit.started_s, now_s=self._clock())
                 self.lines.leave(place, "DEADLINE_EXCEEDED" if late else "CANCELLED")
             raise
         finally:
@@ -147,7 +144,7 @@ class Waiting:
                     await woken.wait()
             except TimeoutError:
                 # Who was sent away in the same turn has left already, and is told why.
-                if place.waits and self._clock() >= place.deadline_s - _CLOCK_SLACK_S:
+                if place.waits and passed(place.deadline_s, now_s=self._clock()):
                     self.lines.leave(place, "DEADLINE_EXCEEDED")
                     raise over_deadline(place.ask) from None
         return False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
+from grpc.aio import _call
 
 from aiflow.registry.v1 import registry_pb2, registry_pb2_grpc
 from aiflow_router.config.config import Config
@@ -30,11 +33,12 @@ Handle = Callable[["Seen", Any], Awaitable[None]]
 
 @dataclass
 class Seen:
-    """What a backend saw of a call."""
+    """What a backend saw of a call; `due_s` is when its time is up, on `time.monotonic`'s clock."""
 
     method: str
     metadata: dict[str, str | bytes]
     time_remaining_s: float | None
+    due_s: float
     messages: list[bytes] = field(default_factory=list)
     half_closed: bool = False
     cancelled: bool = False
@@ -89,10 +93,12 @@ class _Methods(grpc.GenericRpcHandler):
             return None
 
         async def run(_: object, context: Any) -> None:
+            left_s = context.time_remaining()
             seen = Seen(
                 method=details.method,
                 metadata=dict(context.invocation_metadata()),
-                time_remaining_s=context.time_remaining(),
+                time_remaining_s=left_s,
+                due_s=math.inf if left_s is None else time.monotonic() + left_s,
             )
             self._seen.append(seen)
             try:
@@ -211,6 +217,23 @@ async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - polls what has no event
             await asyncio.sleep(0.005)
+
+
+def half_closes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The streams to backends that the router half-closes; health checks do that too."""
+    streams: list[object] = []
+
+    async def done_writing(stream: object) -> None:
+        streams.append(stream)
+
+    # Not the class of the same name in grpc.aio, which is abstract.
+    monkeypatch.setattr(_call.StreamStreamCall, "done_writing", done_writing)
+    return streams
+
+
+async def lost(m: Mesh, address: str) -> None:
+    """Returns once the router knows that its connection is gone, later than its server stopped."""
+    await until(lambda: not m.router.front.sender._links[address].ready())
 
 
 async def failure_of(call: Any) -> errors.AiflowError:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Handle, Seen, backend, echo, infer, mesh
+from integration.router.kit import Handle, Seen, backend, echo, infer, lost, mesh
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -92,6 +92,7 @@ async def test_a_session_stays_at_its_endpoint_until_that_is_gone(method: str) -
         for server in servers:
             if server.address in of_anna:
                 await server.server.stop(None)
+                await lost(m, server.address)
         then = {await call(("x-aiflow-session", "anna")) for _ in range(10)}
         assert len(then) == 1
         assert then != of_anna

@@ -148,8 +148,11 @@ async def test_what_a_server_said_is_replaced_when_it_registers_again_and_lost_w
     None
 ):
     size = 2
+    tells = asyncio.Event()
+    tells.set()
 
     async def tell(_: Seen, context: Any) -> None:
+        await tells.wait()
         await context.write(batching(size).SerializeToString())
 
     def rooms() -> list[int]:
@@ -160,8 +163,10 @@ async def test_what_a_server_said_is_replaced_when_it_registers_again_and_lost_w
         lease = await m.register(server.address, models=("m",))
         await until(lambda: rooms() == [4])
         size = 8
+        tells.clear()
         assert await m.register(server.address, models=("m",)) == lease
         assert rooms() == [4]
+        tells.set()
         await until(lambda: rooms() == [16])
         m.router.catalog.deregister(lease)
         assert m.router.batches.pending() == 0

@@ -9,7 +9,16 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Seen, backend, backend_process, failure_of, infer, mesh, until
+from integration.router.kit import (
+    Seen,
+    backend,
+    backend_process,
+    failure_of,
+    half_closes,
+    infer,
+    mesh,
+    until,
+)
 
 from aiflow.registry.v1 import registry_pb2
 from aiflow_router.rpc import server as servers
@@ -184,15 +193,10 @@ async def test_deregistering_and_draining_stop_new_calls_and_let_running_ones_fi
 async def test_a_caller_that_vanishes_without_a_word_frees_its_stream_as_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    half_closed: list[object] = []
-
-    async def done_writing(call: object) -> None:
-        half_closed.append(call)
-
-    monkeypatch.setattr(grpc.aio.StreamStreamCall, "done_writing", done_writing)
+    half_closed = half_closes(monkeypatch)
     monkeypatch.setattr(servers, "KEEPALIVE_MS", 500)
     monkeypatch.setattr(servers, "PING_TIMEOUT_MS", 500)
-    async with backend() as server, mesh() as m:
+    async with backend() as server, mesh("health: {active: false}") as m:
         await m.register(server.address)
         caller = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Seen, backend, echo, infer, mesh, until
+from integration.router.kit import Seen, backend, echo, half_closes, infer, mesh, until
 
 from aiflow_sdk import errors, status
 
@@ -119,13 +119,8 @@ async def test_a_cancelled_call_frees_the_backend_and_the_count(method: str) -> 
 async def test_a_cancelled_upload_is_never_taken_for_a_finished_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    half_closed: list[object] = []
-
-    async def done_writing(call: object) -> None:
-        half_closed.append(call)
-
-    monkeypatch.setattr(grpc.aio.StreamStreamCall, "done_writing", done_writing)
-    async with backend() as server, mesh() as m:
+    half_closed = half_closes(monkeypatch)
+    async with backend() as server, mesh("health: {active: false}") as m:
         await m.register(server.address)
         for _ in range(50):
             call = m.channel.stream_stream("/a.Echo/Echo")()
@@ -134,6 +129,9 @@ async def test_a_cancelled_upload_is_never_taken_for_a_finished_one(
             call.cancel()
             await until(lambda: m.inflight() == 0)
         assert not half_closed
+        finished = m.channel.stream_unary("/a.Echo/Echo")(iter([b"all"]))
+        await until(lambda: len(half_closed) == 1)
+        finished.cancel()
 
 
 @pytest.mark.parametrize("method", ["/a.Echo/Hang", INFER])

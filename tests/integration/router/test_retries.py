@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from integration.router.kit import Backend, Mesh, Seen, backend, hangs, infer, mesh, until
+from integration.router.kit import Backend, Mesh, Seen, backend, hangs, infer, lost, mesh, until
 
 from aiflow_sdk import errors, status
 
@@ -144,7 +144,7 @@ async def test_a_call_that_gets_no_place_in_the_budget_fails_with_what_it_had() 
 async def test_a_hedge_answers_for_an_endpoint_that_hangs_and_the_loser_is_cancelled() -> None:
     async with AsyncExitStack() as stack:
         m, (hole, _) = await running(
-            stack, "hedge: {after: 50ms}, balance: round_robin", hangs, answers
+            stack, "hedge: {after: 500ms}, balance: round_robin", hangs, answers
         )
         results = [await ask(m, timeout=5) for _ in range(4)]
         assert {answer for answer, _ in results} == {b"answer"}
@@ -177,6 +177,7 @@ async def test_a_second_endpoint_instead_of_one_out_of_reach_is_counted_in_shado
             stack, "retry: {mode: shadow}, balance: round_robin", answers, answers
         )
         await servers[0].server.stop(None)
+        await lost(m, servers[0].address)
         results = await asyncio.gather(*(ask(m) for _ in range(2)), return_exceptions=True)
         assert sum(isinstance(result, grpc.aio.AioRpcError) for result in results) == 1
         would = 'aiflow_retries_shadow_total{model="m",reason="unreachable"} 1.0'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import statistics
 import time
 from collections.abc import AsyncIterator
@@ -191,6 +193,33 @@ async def test_an_early_answer_ends_an_upload(known: bool) -> None:
         assert await chat.read() is grpc.aio.EOF
         assert await chat.code() is grpc.StatusCode.OK
         await until(lambda: m.inflight() == 0)
+
+
+@known_or_not
+@pytest.mark.parametrize("refuses", [True, False], ids=["a refusal", "an answer"])
+async def test_an_early_end_keeps_its_status_while_the_caller_goes_on_sending(
+    known: bool, refuses: bool
+) -> None:
+    async def handle(context: Any) -> None:
+        await context.read()
+        if refuses:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no more")
+        await context.write(b"enough")
+
+    async def send(chat: Any) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await chat.write(b"x")
+
+    async with served(handle, known=known) as m:
+        for _ in range(30):
+            sending = asyncio.create_task(send(m.channel.stream_stream(f"/{SERVICE}/Chat")()))
+            await asyncio.wait((sending,))
+        # Not what the caller reads: that is what its own gRPC puts in place of the status.
+        await until(lambda: b"".join(m.log).count(b"/Chat") == 30)
+        lines = [json.loads(line) for line in b"".join(m.log).splitlines()]
+        codes = {line["code"] for line in lines if line["method"].endswith("/Chat")}
+        assert codes == {"PERMISSION_DENIED" if refuses else "OK"}
 
 
 @every_kind
