@@ -60,6 +60,7 @@ class Calls(grpc.aio.ServerInterceptor):
         self._services = services
         self._max_call_s = max_call_s
         self._running = 0  # calls of the server's own services
+        # A call runs until its answer has gone out, which takes as long as its caller is slow.
         self.none_running = asyncio.Event()
         self.none_running.set()
 
@@ -134,6 +135,8 @@ class Calls(grpc.aio.ServerInterceptor):
         structlog.contextvars.bind_contextvars(request_id=call.request_id, trace_id=call.trace_id)
         self._metrics.inflight.inc()
         self._count(own)
+        gone_out: Any = lambda _: self._count(-own)  # noqa: E731 - no function to the stubs
+        context.add_done_callback(gone_out)
         cap = asyncio.timeout(self._max_call_s if own else None)
         try:
             async with cap:
@@ -153,7 +156,6 @@ class Calls(grpc.aio.ServerInterceptor):
             trailers = (*status.to_trailers(error), (status.REQUEST_ID_KEY, call.request_id))
             await context.abort(code, error.message, trailers)
         finally:
-            self._count(-own)
             self._metrics.inflight.dec()
             self._record(call, code, time.perf_counter() - started, own=own)
 

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
@@ -311,6 +312,22 @@ async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones() -> None
             # The health stream is still open, and not waited for.
             await asyncio.wait_for(draining, 5)
     assert gone(pid)
+
+
+async def test_draining_lets_a_large_answer_reach_its_caller(tmp_path: Path) -> None:
+    large, there = b"x" * (16 * 1024 * 1024), tmp_path / "there"
+    # Its caller takes it in small pieces.
+    limits = [("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)]
+    async with contextlib.AsyncExitStack() as server:
+        running = await server.enter_async_context(serving(echo.SERVER, workers=1, drain_s=60))
+        async with grpc.aio.insecure_channel(running.address, limits) as channel:
+            call = asyncio.ensure_future(Caller(running, channel).unary("Fetch", bytes(there)))
+            await until(lambda: running.workers.busy)
+            draining = asyncio.create_task(server.aclose())
+            (tmp_path / "part").write_bytes(large)
+            (tmp_path / "part").rename(there)
+            assert await call == large
+            await draining
 
 
 async def test_draining_ends_what_takes_too_long() -> None:
