@@ -190,8 +190,9 @@ async def test_a_cancelled_call_ends_its_job() -> None:
 async def test_an_expired_deadline_ends_its_job() -> None:
     async with calling() as caller:
         (pid,) = caller.running.workers.pids
-        error = await caller.error("Compute", b"60", timeout=0.1)
-        assert isinstance(error, errors.DeadlineExceededError)
+        call = asyncio.ensure_future(caller.error("Compute", b"60", timeout=1))
+        await until(lambda: caller.running.workers.busy)
+        assert isinstance(await call, errors.DeadlineExceededError)
         assert await until(lambda: gone(pid)) < 1
         assert await caller.unary("Echo", b"next") == b"next"
         assert await caller.counted('code="DEADLINE_EXCEEDED",method="Compute"')
