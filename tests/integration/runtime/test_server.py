@@ -206,13 +206,15 @@ async def test_a_call_without_a_deadline_gets_one() -> None:
         assert await caller.unary("Echo", b"next") == b"next"
 
 
-async def test_a_full_queue_answers_overloaded_with_push_back() -> None:
+async def test_a_full_queue_answers_overloaded_with_push_back(tmp_path: Path) -> None:
+    go = tmp_path / "go"
     async with calling(max_queue=0) as caller:
-        call = asyncio.ensure_future(caller.unary("Wait", b"0.3"))
+        call = asyncio.ensure_future(caller.unary("Fetch", bytes(go)))
         await until(lambda: caller.running.workers.busy)
         error = await caller.error("Echo")
         assert isinstance(error, errors.OverloadedError)
         assert error.retry_after_s
+        go.touch()
         await call
 
 
@@ -294,7 +296,8 @@ async def test_metrics_say_what_happened() -> None:
         assert line in page.splitlines()
 
 
-async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones() -> None:
+async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones(tmp_path: Path) -> None:
+    go = tmp_path / "go"
     async with contextlib.AsyncExitStack() as server:
         running = await server.enter_async_context(serving(echo.SERVER, workers=1, drain_s=60))
         async with grpc.aio.insecure_channel(running.address) as channel:
@@ -302,14 +305,15 @@ async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones() -> None
             watch = caller.health.Watch(health_pb2.HealthCheckRequest(service=""))
             assert (await watch.read()).status == SERVING
             (pid,) = running.workers.pids
-            call = asyncio.ensure_future(caller.unary("Wait", b"0.3"))
+            call = asyncio.ensure_future(caller.unary("Fetch", bytes(go)))
             await until(lambda: running.workers.busy)
             draining = asyncio.create_task(server.aclose())
             assert (await watch.read()).status == NOT_SERVING
             # Which of the two depends on how far gRPC has got with its shutdown.
             assert (await caller.error("Echo")).code in ("UNAVAILABLE", "CANCELLED")
             assert not call.done()
-            assert await call == str(pid).encode()
+            go.touch()
+            assert await call == b""
             # The health stream is still open, and not waited for.
             await asyncio.wait_for(draining, 5)
     assert gone(pid)
