@@ -19,7 +19,7 @@ from aiflow_servers.runtime.lease_registrar import LeaseRegistrar
 from aiflow_servers.runtime.registration import Registration, RegistrationState
 from aiflow_servers.runtime.server import serving
 
-TTL_S = 0.3
+TTL_S = 1.5
 
 
 @asynccontextmanager
@@ -65,7 +65,7 @@ async def test_an_endpoint_is_registered_renewed_and_given_back() -> None:
         assert registry.heard[:2] == ["Register", "Renew"]
         assert registry.heard[-1] == "Deregister"
         assert registry.heard.count("Register") == 1
-        assert registry.ttls_ms == [300]
+        assert registry.ttls_ms == [round(TTL_S * 1000)]
         assert registry.keys == {"Bearer k-1"}
         assert not registry.leases
         assert registration.state == "closed"
