@@ -121,6 +121,9 @@ class Router:
         # Watches have no end of their own, and no new call can come over a connection so old.
         self._end_watches()
         self.health.close()
+        # Only now, when it refuses nobody: the front tells of calls that end while it drains, and
+        # their answers still get to the wire.
+        self.front.draining = True
         await self._idle()
 
     def _end_watches(self) -> None:

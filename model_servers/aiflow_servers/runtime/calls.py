@@ -20,6 +20,9 @@ from aiflow_servers.runtime.metrics import Metrics
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _MAX_ID_LENGTH = 128
+# A caller's own clock ends its call a little before the deadline here, which counts from when its
+# headers were read.
+_LATE_WITHIN_S = 0.05
 
 _log = structlog.get_logger("aiflow_servers.access")
 
@@ -60,6 +63,7 @@ class Calls(grpc.aio.ServerInterceptor):
         self._services = services
         self._max_call_s = max_call_s
         self._running = 0  # calls of the server's own services
+        # A call runs until its answer has gone out, which takes as long as its caller is slow.
         self.none_running = asyncio.Event()
         self.none_running.set()
 
@@ -134,6 +138,8 @@ class Calls(grpc.aio.ServerInterceptor):
         structlog.contextvars.bind_contextvars(request_id=call.request_id, trace_id=call.trace_id)
         self._metrics.inflight.inc()
         self._count(own)
+        gone_out: Any = lambda _: self._count(-own)  # noqa: E731 - no function to the stubs
+        context.add_done_callback(gone_out)
         cap = asyncio.timeout(self._max_call_s if own else None)
         try:
             async with cap:
@@ -144,7 +150,8 @@ class Calls(grpc.aio.ServerInterceptor):
             code = _own_code(context) or grpc.StatusCode.UNKNOWN
             raise
         except asyncio.CancelledError:
-            late = context.time_remaining() == 0
+            left_s = context.time_remaining()
+            late = left_s is not None and left_s < _LATE_WITHIN_S
             code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
             raise
         except Exception as problem:  # noqa: BLE001 - logged, counted and answered
@@ -153,7 +160,6 @@ class Calls(grpc.aio.ServerInterceptor):
             trailers = (*status.to_trailers(error), (status.REQUEST_ID_KEY, call.request_id))
             await context.abort(code, error.message, trailers)
         finally:
-            self._count(-own)
             self._metrics.inflight.dec()
             self._record(call, code, time.perf_counter() - started, own=own)
 

@@ -147,7 +147,7 @@ class Keeper:
                     f"triton did not answer within {self._patience.start_s:g} s:"
                     f"\n{process.last_lines()}"
                 )
-            await self._exit_or(process, self._patience.look_s)
+            await process.ended(within_s=self._patience.look_s)
         for name, reason in failed.items():
             _log.error("model cannot be served", model=name, problem=reason)
         if not self.models:
@@ -186,7 +186,7 @@ class Keeper:
         """Returns when the process has ended, or had to be killed because it answers no more."""
         self._on_ready(self)
         answered_s = time.monotonic()
-        while not await self._exit_or(process, self._patience.look_s):
+        while not await process.ended(within_s=self._patience.look_s):
             try:
                 ready = tuple(await process.ready_models())
                 answered_s = time.monotonic()
@@ -204,13 +204,6 @@ class Keeper:
                 if registration is not None:
                     await registration.set_models(ready)
         _log.error("triton ended", exit_code=process.exit_code, log=str(self._launch.log))
-
-    @staticmethod
-    async def _exit_or(process: TritonProcess, wait_s: float) -> bool:
-        """Waits for the process to end, at most so long; whether it has."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.exited(), wait_s)
-        return process.exit_code is not None
 
 
 @contextlib.asynccontextmanager

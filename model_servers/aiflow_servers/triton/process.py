@@ -64,6 +64,8 @@ class TritonProcess:
     ) -> None:
         self._launch = launch
         self._process = process
+        # One for all who wait: asyncio keeps each wait, given up or not, until the process ends.
+        self._ended = asyncio.create_task(process.wait())
         self.pid = process.pid
         self.address = f"{launch.host}:{ports[0]}"
         self.metrics_address = f"{launch.host}:{ports[1]}"
@@ -99,8 +101,10 @@ class TritonProcess:
     def exit_code(self) -> int | None:
         return self._process.returncode
 
-    async def exited(self) -> int:
-        return await self._process.wait()
+    async def ended(self, *, within_s: float) -> bool:
+        """Whether it has, once it has or the time is over."""
+        await asyncio.wait((self._ended,), timeout=within_s)
+        return self.exit_code is not None
 
     async def ready_models(self) -> list[str]:
         """Names of the models that take requests now.
@@ -140,10 +144,9 @@ class TritonProcess:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), within_s)
+            await self.ended(within_s=within_s)
         self.kill()
-        await self._process.wait()
+        await asyncio.wait((self._ended,))
 
     def kill(self) -> None:
         """Ends it and the processes its models run in, now."""

@@ -102,7 +102,10 @@ async def run(folder: Path, name: str, config: Config) -> int:
                 following=lambda: following.now and following_policy.now,
                 lost=lambda: following.lost,
             )
-            await _turn()
+            if not await _turn():
+                _log.warning("the supervisor died before this worker served")
+                shutil.rmtree(folder, ignore_errors=True)  # Nobody is left to clean up.
+                return 1
             async with serving(config, access_write=to_shared_stderr, shared=shared) as router:
                 print(LISTENING, flush=True)  # noqa: T201 - read by the supervisor
                 with kept_short(router.view.follow):
@@ -126,10 +129,13 @@ async def run(folder: Path, name: str, config: Config) -> int:
     return 0
 
 
-async def _turn() -> None:
-    """Returns when it is this worker's turn to listen: the supervisor keeps count of the order."""
+async def _turn() -> bool:
+    """Returns when it is this worker's turn to listen: the supervisor keeps count of the order.
+
+    False where the turn never comes, because the supervisor died.
+    """
     print(READY, flush=True)  # noqa: T201 - read by the supervisor
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    return bool(await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline))
 
 
 async def _until_told(

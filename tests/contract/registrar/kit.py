@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import urllib.error
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 import grpc
 from fixtures.consul import Agent
+from fixtures.ports import free_address
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from aiflow.registry.v1 import registry_pb2
@@ -57,7 +57,7 @@ class AtRouter:
     """The router's own registry."""
 
     def __init__(self) -> None:
-        self._address = a_free_address()
+        self._address = free_address()
         self._router: AsyncExitStack | None = None
 
     def registrar(self) -> Registrar:
@@ -131,12 +131,6 @@ class AtConsul:
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.agent.kill)
-
-
-def a_free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

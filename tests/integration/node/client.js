@@ -86,7 +86,7 @@ async function main() {
       packed: (await run(gzip, method, ["z".repeat(100_000)])).messages.join("").length,
       failed: await run(plain, method, ["fail"]),
       late: await run(plain, method, ["hang"], { options: { deadline: Date.now() + 300 } }),
-      cancelled: await run(plain, method, ["hang"], { cancelMs: 100 }),
+      cancelled: await run(plain, method, ["hang"], { cancelMs: 500 }),
     };
   }
   const large = await run(plain, "One", ["x".repeat(30 * 1024 * 1024)]);

@@ -1,13 +1,22 @@
 """SIGHUP: new workers take over, or the old ones stay as they are."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
-from integration.router.kit import backend
+from integration.router.kit import ANY_PORT, OPTIONS, Held, backend, infer, mesh
 from integration.router.processes_kit import TWO, echo, router, traffic, until
+from integration.router.wire import INFER
+
+import aiflow_router.running
+from aiflow_router import main
+from aiflow_router.config.file import parse
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="listen.workers needs Linux")
 
@@ -35,6 +44,29 @@ async def test_reloads_fail_no_call(tmp_path: Path) -> None:
             assert calls.failed == []
             assert calls.ok["long"] > 20
             assert calls.ok["new"] > 20
+
+
+async def test_a_worker_that_leaves_ends_with_its_last_answer_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(main, "LAST_ANSWERS_S", 10.0)
+    monkeypatch.setattr(aiflow_router.running, "OLDEST_SPARE_S", 0.0)
+    large = infer("m", b"\x3a\x80\x80\x80\x04" + bytes(8 * 1024 * 1024))
+    held = Held()
+    # Its caller takes it in small pieces.
+    options = [*OPTIONS, ("grpc.http2.bdp_probe", 0)]
+    async with backend(ModelInfer=held) as server, contextlib.AsyncExitStack() as worker:
+        m = await worker.enter_async_context(mesh(parse(ANY_PORT.replace("}", ", workers: 1}"))))
+        await m.register(server.address, models=("m",))
+        async with grpc.aio.insecure_channel(m.router.grpc_address, options) as channel_:
+            channel: Any = channel_
+            call = asyncio.ensure_future(channel.unary_unary(INFER)(large))
+            await until(lambda: server.seen)
+            leaving = asyncio.create_task(m.router.leave())
+            held.go.set()
+            await asyncio.wait_for(leaving, 10)
+            await worker.aclose()
+            assert await call == large
 
 
 async def test_a_bad_configuration_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:

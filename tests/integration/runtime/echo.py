@@ -26,6 +26,9 @@ def add(server: grpc.aio.Server, workers: Workers) -> None:  # noqa: C901 - one 
     async def wait(request: bytes, context: Context) -> bytes:
         return str(await workers.run(jobs.wait, float(request))).encode()
 
+    async def fetch(request: bytes, context: Context) -> bytes:
+        return await workers.run(jobs.fetch, request.decode())
+
     async def refuse(request: bytes, context: Context) -> bytes:
         await workers.run(jobs.refuse)
         return b""
@@ -56,7 +59,7 @@ def add(server: grpc.aio.Server, workers: Workers) -> None:  # noqa: C901 - one 
 
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         function.__name__.title(): grpc.unary_unary_rpc_method_handler(function)
-        for function in (echo, compute, wait, refuse, fail, die, abort)
+        for function in (echo, compute, wait, fetch, refuse, fail, die, abort)
     }
     methods["Count"] = grpc.unary_stream_rpc_method_handler(count)
     methods["Join"] = grpc.stream_unary_rpc_method_handler(join)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 from aiflow_sdk import errors
 
@@ -42,6 +43,14 @@ def echo(data: bytes) -> bytes:
 def wait(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
+
+
+def fetch(path: str) -> bytes:
+    """What is in a file, once it is there."""
+    file = Path(path)
+    while not file.exists():
+        time.sleep(0.005)
+    return file.read_bytes()
 
 
 def compute(seconds: float) -> int:

@@ -291,7 +291,7 @@ async def test_at_consul_it_comes_drains_and_leaves_and_is_critical_when_killed(
 ) -> None:
     registry = AtConsul(consul)
     chosen = {"AIFLOW_DISCOVERY": "consul", "AIFLOW_CONSUL": consul.address, "AIFLOW_ROUTER": "r:1"}
-    arguments = ("echo", "--workers", "1", "--zone", "z", "--grace", "0.3")
+    arguments = ("echo", "--workers", "1", "--zone", "z", "--grace", "1.5")
     async with start(*arguments, **chosen) as process:
         ready = await listening(process)
         await until_seen(registry, "echo", {ready["grpc"]: "READY"})

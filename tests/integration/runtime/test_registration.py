@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
+from fixtures.ports import free_address
 from integration.runtime import echo
 from integration.runtime.poll import until
 from integration.runtime.registry import Registry, serving_registry
@@ -19,7 +19,7 @@ from aiflow_servers.runtime.lease_registrar import LeaseRegistrar
 from aiflow_servers.runtime.registration import Registration, RegistrationState
 from aiflow_servers.runtime.server import serving
 
-TTL_S = 0.3
+TTL_S = 1.5
 
 
 @asynccontextmanager
@@ -41,12 +41,6 @@ async def registered(router: str, **options: Any) -> AsyncIterator[Registration]
         await registration.close()
 
 
-def a_free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 async def test_an_endpoint_is_registered_renewed_and_given_back() -> None:
     async with serving_registry() as registry:
         async with registered(registry.address, weight=3, zone="a", api_key="k-1") as registration:
@@ -65,7 +59,7 @@ async def test_an_endpoint_is_registered_renewed_and_given_back() -> None:
         assert registry.heard[:2] == ["Register", "Renew"]
         assert registry.heard[-1] == "Deregister"
         assert registry.heard.count("Register") == 1
-        assert registry.ttls_ms == [300]
+        assert registry.ttls_ms == [round(TTL_S * 1000)]
         assert registry.keys == {"Bearer k-1"}
         assert not registry.leases
         assert registration.state == "closed"
@@ -94,7 +88,7 @@ async def test_a_lost_lease_is_taken_anew_at_once() -> None:
 
 
 async def test_a_router_that_is_away_at_the_start_is_found_when_it_comes() -> None:
-    address = a_free_address()
+    address = free_address()
     started = time.monotonic()
     async with registered(address) as registration:
         assert time.monotonic() - started < 0.1, "start must not wait for the router"
@@ -106,7 +100,7 @@ async def test_a_router_that_is_away_at_the_start_is_found_when_it_comes() -> No
 
 
 async def test_a_router_that_restarts_gets_the_endpoint_back() -> None:
-    address = a_free_address()
+    address = free_address()
     async with registered(address) as registration:
         async with serving_registry(address=address) as first:
             await until(lambda: first.leases)
@@ -116,7 +110,7 @@ async def test_a_router_that_restarts_gets_the_endpoint_back() -> None:
 
 
 async def test_each_change_of_state_is_logged_once() -> None:
-    address = a_free_address()
+    address = free_address()
     with structlog.testing.capture_logs() as logs:
         async with registered(address) as registration:
             await until(lambda: registration.failures_total >= 5)
@@ -184,7 +178,7 @@ async def test_draining_is_told_and_kept_until_closed() -> None:
 
 
 async def test_changes_while_the_router_is_away_do_not_wait_for_it_for_ever() -> None:
-    async with registered(a_free_address()) as registration:
+    async with registered(free_address()) as registration:
         started = time.monotonic()
         await registration.set_models(["other"])
         await registration.drain()

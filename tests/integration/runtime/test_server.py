@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
@@ -189,8 +190,9 @@ async def test_a_cancelled_call_ends_its_job() -> None:
 async def test_an_expired_deadline_ends_its_job() -> None:
     async with calling() as caller:
         (pid,) = caller.running.workers.pids
-        error = await caller.error("Compute", b"60", timeout=0.1)
-        assert isinstance(error, errors.DeadlineExceededError)
+        call = asyncio.ensure_future(caller.error("Compute", b"60", timeout=1))
+        await until(lambda: caller.running.workers.busy)
+        assert isinstance(await call, errors.DeadlineExceededError)
         assert await until(lambda: gone(pid)) < 1
         assert await caller.unary("Echo", b"next") == b"next"
         assert await caller.counted('code="DEADLINE_EXCEEDED",method="Compute"')
@@ -204,13 +206,15 @@ async def test_a_call_without_a_deadline_gets_one() -> None:
         assert await caller.unary("Echo", b"next") == b"next"
 
 
-async def test_a_full_queue_answers_overloaded_with_push_back() -> None:
+async def test_a_full_queue_answers_overloaded_with_push_back(tmp_path: Path) -> None:
+    go = tmp_path / "go"
     async with calling(max_queue=0) as caller:
-        call = asyncio.ensure_future(caller.unary("Wait", b"0.3"))
+        call = asyncio.ensure_future(caller.unary("Fetch", bytes(go)))
         await until(lambda: caller.running.workers.busy)
         error = await caller.error("Echo")
         assert isinstance(error, errors.OverloadedError)
         assert error.retry_after_s
+        go.touch()
         await call
 
 
@@ -292,7 +296,8 @@ async def test_metrics_say_what_happened() -> None:
         assert line in page.splitlines()
 
 
-async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones() -> None:
+async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones(tmp_path: Path) -> None:
+    go = tmp_path / "go"
     async with contextlib.AsyncExitStack() as server:
         running = await server.enter_async_context(serving(echo.SERVER, workers=1, drain_s=60))
         async with grpc.aio.insecure_channel(running.address) as channel:
@@ -300,17 +305,34 @@ async def test_draining_finishes_calls_in_flight_and_takes_no_new_ones() -> None
             watch = caller.health.Watch(health_pb2.HealthCheckRequest(service=""))
             assert (await watch.read()).status == SERVING
             (pid,) = running.workers.pids
-            call = asyncio.ensure_future(caller.unary("Wait", b"0.3"))
+            call = asyncio.ensure_future(caller.unary("Fetch", bytes(go)))
             await until(lambda: running.workers.busy)
             draining = asyncio.create_task(server.aclose())
             assert (await watch.read()).status == NOT_SERVING
             # Which of the two depends on how far gRPC has got with its shutdown.
             assert (await caller.error("Echo")).code in ("UNAVAILABLE", "CANCELLED")
             assert not call.done()
-            assert await call == str(pid).encode()
+            go.touch()
+            assert await call == b""
             # The health stream is still open, and not waited for.
             await asyncio.wait_for(draining, 5)
     assert gone(pid)
+
+
+async def test_draining_lets_a_large_answer_reach_its_caller(tmp_path: Path) -> None:
+    large, there = b"x" * (16 * 1024 * 1024), tmp_path / "there"
+    # Its caller takes it in small pieces.
+    limits = [("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)]
+    async with contextlib.AsyncExitStack() as server:
+        running = await server.enter_async_context(serving(echo.SERVER, workers=1, drain_s=60))
+        async with grpc.aio.insecure_channel(running.address, limits) as channel:
+            call = asyncio.ensure_future(Caller(running, channel).unary("Fetch", bytes(there)))
+            await until(lambda: running.workers.busy)
+            draining = asyncio.create_task(server.aclose())
+            (tmp_path / "part").write_bytes(large)
+            (tmp_path / "part").rename(there)
+            assert await call == large
+            await draining
 
 
 async def test_draining_ends_what_takes_too_long() -> None:

@@ -164,12 +164,13 @@ async def test_a_job_past_its_deadline_frees_its_worker() -> None:
 
 async def test_a_job_whose_caller_has_gone_is_not_started(tmp_path: Path) -> None:
     async with working() as workers:
-        first = asyncio.create_task(workers.run(jobs.wait, 0.2))
+        first = asyncio.create_task(workers.run(jobs.fetch, str(tmp_path / "go")))
         gone_caller = asyncio.create_task(workers.run(jobs.touch, str(tmp_path / "ran")))
         third = asyncio.create_task(workers.run(jobs.echo, b"third"))
         await until(lambda: workers.queued == 2)
         gone_caller.cancel()
         await until(lambda: workers.queued == 1)
+        (tmp_path / "go").touch()
         assert await third == b"third"
         await first
         assert not (tmp_path / "ran").exists()
@@ -188,15 +189,19 @@ async def test_jobs_start_in_the_order_they_came() -> None:
         assert finished == list(range(20))
 
 
-async def test_a_full_queue_refuses_the_next_job_and_says_when_to_come_back() -> None:
+async def test_a_full_queue_refuses_the_next_job_and_says_when_to_come_back(
+    tmp_path: Path,
+) -> None:
     async with working(max_queue=2) as workers:
-        tasks = [asyncio.create_task(workers.run(jobs.wait, 0.2)) for _ in range(3)]
+        go = tmp_path / "go"
+        tasks = [asyncio.create_task(workers.run(jobs.fetch, str(go))) for _ in range(3)]
         await until(lambda: workers.queued == 2)
         with pytest.raises(errors.OverloadedError) as caught:
             await workers.run(jobs.echo, b"")
         assert caught.value.reason == "OVERLOADED"
         assert caught.value.retry_after_s
         assert caught.value.retry_after_s > 0
+        go.touch()
         await asyncio.gather(*tasks)
         assert await workers.run(jobs.echo, b"now") == b"now"
 
