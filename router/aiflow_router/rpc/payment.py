@@ -134,8 +134,8 @@ class Payments:
 
 
 def _has_answers(visit: Visit) -> bool:
-    """Of a stream: its caller was given some."""
-    return not visit.unary and visit.call is not None and visit.call.answers > 0
+    """Its caller was given some. Of unary calls none are counted: theirs come all or not at all."""
+    return visit.call is not None and visit.call.answers > 0
 
 
 def _cost(visit: Visit, bill: Bill) -> int:

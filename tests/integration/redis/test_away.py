@@ -294,6 +294,7 @@ async def test_a_router_that_left_is_not_among_them_again_by_its_next_beat(
         await beaten(two)
         await beaten(one)
         assert one.routers == 1
+        assert two.routers == 2, "it takes no share among the others, whom it does not belong to"
 
 
 @pytest.mark.parametrize(
